@@ -1,0 +1,51 @@
+# make demo   everything from nothing: data, training, export with proof, labels, pictures
+# make test   what CI runs: lint, types, tests
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO := demo
+STEP = @printf '\n== %s\n'
+
+.PHONY: demo test lint format clean
+
+.venv/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || \
+	    { echo "Python 3.10 to 3.13 is needed, $(PYTHON) is another: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,export,ort,dev]'
+	@touch $@
+
+demo: .venv/.ready
+	$(STEP) "1/8 synthesize: videos of 10 people to learn from, and of 3 more that the model never sees"
+	$(BIN)/python -m training synthesize $(DEMO)/videos --actors 10 --clips 4
+	$(BIN)/python -m training synthesize $(DEMO)/unseen --actors 3 --clips 2 --seed 1
+	$(STEP) "2/8 prepare: a manifest, split so that no person is on two sides"
+	$(BIN)/python -m training prepare $(DEMO)/videos
+	$(STEP) "3/8 fit: a small CNN+LSTM, from scratch; left and right are classes, so no flips"
+	$(BIN)/python -m training fit $(DEMO)/videos/manifest.csv -o $(DEMO)/run --architecture lrcn --no-flip \
+	    --epochs 30 --learning-rate 3e-3 --restart
+	$(STEP) "4/8 evaluate: accuracy on the test person, curves, confusion matrix"
+	$(BIN)/python -m training evaluate $(DEMO)/run
+	$(STEP) "5/8 export: ONNX graphs, proved on real clips against PyTorch"
+	$(BIN)/harec-deploy export $(DEMO)/run/bundle
+	$(STEP) "6/8 inspect: what is in the bundle"
+	$(BIN)/harec-deploy inspect $(DEMO)/run/bundle
+	$(STEP) "7/8 label: the folder of people it has never seen"
+	$(BIN)/harec-deploy label $(DEMO)/unseen --bundle $(DEMO)/run/bundle -o $(DEMO)/labels.csv --table --restart
+	$(STEP) "8/8 evaluate those labels: a video's folder is its true class"
+	$(BIN)/python -m training evaluate $(DEMO)/run --journal $(DEMO)/labels.jsonl -o $(DEMO)/pictures
+	$(STEP) "done: look at $(DEMO)/pictures/contact_sheet.png, confusion.png, curves.png and $(DEMO)/labels.csv"
+
+test: .venv/.ready lint
+	$(BIN)/pytest
+
+lint: .venv/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/.ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv $(DEMO) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,27 @@
+"""harec-deploy: train, export with proof, and label folders of video with human action recognisers.
+
+import harec_deploy
+
+recognizer = harec_deploy.load("bundle")
+print(recognizer.label("clip.mp4").label)
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from harec_deploy.errors import HarecError, VideoError
+    from harec_deploy.recognizer import Recognizer, Segment, VideoResult, load
+    from harec_deploy.sampling import Window
+
+__version__ = "0.1.0"
+__all__ = ["HarecError", "Recognizer", "Segment", "VideoError", "VideoResult", "Window", "load"]
+
+_HOMES = {"HarecError": "errors", "VideoError": "errors", "Window": "sampling"}
+
+
+def __getattr__(name: str) -> object:
+    # Public names are imported when first used, so that the command line starts without numpy.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'recognizer')}"), name)

@@ -1,0 +1,49 @@
+"""The command ``harec-deploy``."""
+
+from typing import Annotated
+
+import typer
+
+from harec_deploy import __version__
+from harec_deploy.cli import console
+from harec_deploy.cli.export import export
+from harec_deploy.cli.inspect import inspect
+from harec_deploy.cli.label import label
+
+app = typer.Typer(
+    name="harec-deploy",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        console.out.print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Human action recognition put to work: export with proof, label folders of video.
+
+    Exit status: 0 all done, 1 the run could not go on, 2 usage, 3 some videos failed, 5 proof failed, 130 interrupted.
+    """
+
+
+for _command in (export, label, inspect):
+    app.command()(_command)
+
+
+def main() -> None:
+    """Run the command line."""
+    console.run_app(app)
+
+
+if __name__ == "__main__":
+    main()

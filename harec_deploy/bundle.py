@@ -1,0 +1,271 @@
+"""The bundle: a folder that holds one model, whole and checked.
+
+    bundle.json            this page's structs, as JSON
+    weights.safetensors    the PyTorch weights, the reference of every proof
+    check.npz              a few real clips and the reference's logits: every machine tests itself on them
+    onnx-fp32/             a variant: its graphs, `encoder.onnx` and `head.onnx`, or `model.onnx` for a clip-wise model
+
+Every file is named in bundle.json with its SHA-256 and is verified before anything reads it.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from harec_deploy.decode import Size
+from harec_deploy.errors import BundleError
+from harec_deploy.files import atomic_write, sha256
+from harec_deploy.onnxfile import has_external_data
+from harec_deploy.sampling import ClipSampling
+
+SCHEMA = 1
+SPEC_FILE = "bundle.json"
+WEIGHTS_FILE = "weights.safetensors"
+CHECK_FILE = "check.npz"
+GRAPH_SETS = ({"encoder", "head"}, {"model"})  # of a frame-wise and of a clip-wise model
+
+
+class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of the structs in bundle.json."""
+
+
+class FileRef(_Part, frozen=True, kw_only=True):
+    """A file of the bundle: posix path inside it, size in bytes, SHA-256 in hexadecimal digits."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+class HeadSpec(_Part, frozen=True, kw_only=True):
+    """The sequence model over the features of a clip's frames.
+
+    pool: which of the T outputs are read: their maximum, their mean, or the last one.
+    """
+
+    hidden: int = 256
+    layers: int = 1
+    bidirectional: bool = False
+    dropout: float = 0.5
+    pool: Literal["max", "mean", "last"] = "max"
+    layer_norm: bool = True
+
+    def __post_init__(self) -> None:
+        for name, value, low, high in (
+            ("hidden", self.hidden, 1, 8192),
+            ("layers", self.layers, 1, 8),
+            ("dropout", self.dropout, 0, 0.95),
+        ):
+            if not low <= value <= high:
+                raise ValueError(f"head.{name} is {value}; allowed are {low} to {high}")
+
+
+class Proof(_Part, frozen=True, kw_only=True):
+    """What was measured when a variant ran on real clips beside the PyTorch reference.
+
+    max_abs_dp: largest difference of any class probability on any clip.
+    flipped: the clips whose top class differs.
+    """
+
+    runner: str
+    runner_version: str
+    precision: str
+    device: str
+    clips: int
+    top1_agreement: float
+    max_abs_dp: float
+    flipped: list[str]
+    passed: bool
+
+
+class Variant(_Part, frozen=True, kw_only=True):
+    """One executable form of the model: its graphs, who made them, and a proof for each runner that was tried."""
+
+    precision: str
+    graphs: dict[str, FileRef]
+    made_with: dict[str, str]
+    proofs: list[Proof]
+
+    def proof(self, runner: str, precision: str) -> Proof | None:
+        """Return the proof of running this variant on ``runner`` in ``precision``, or None if it was not tried."""
+        return next((p for p in self.proofs if (p.runner, p.precision) == (runner, precision)), None)
+
+
+class BundleSpec(_Part, frozen=True, kw_only=True):
+    """All of bundle.json.
+
+    feature_dim: D, the width of a frame's features.
+    temperature: logits are divided by it before the softmax.
+    training: where the weights come from: data, split, seed, versions, metrics. Free form.
+    """
+
+    schema: int = SCHEMA
+    architecture: str
+    head: HeadSpec
+    feature_dim: int
+    classes: list[str]
+    sampling: ClipSampling
+    size: Size
+    weights: FileRef
+    temperature: float = 1.0
+    check: FileRef | None = None
+    training: dict[str, Any] = {}
+    variants: dict[str, Variant] = {}
+
+    def __post_init__(self) -> None:
+        if len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):
+            raise ValueError(f"classes are {len(self.classes)} names; at least 2 are needed, all different")
+        if any(not name.strip() or not name.isprintable() for name in self.classes):
+            raise ValueError("a class name is empty or holds unprintable characters")
+        if not 0.01 <= self.temperature <= 100:
+            raise ValueError(f"temperature is {self.temperature}; allowed are 0.01 to 100")
+        for name, variant in self.variants.items():
+            if set(variant.graphs) not in GRAPH_SETS:
+                raise ValueError(
+                    f"variant {name!r} has graphs {sorted(variant.graphs)}; expected encoder and head, or model"
+                )
+
+    def files(self) -> Iterator[FileRef]:
+        """Yield every file of the bundle but bundle.json."""
+        yield self.weights
+        if self.check:
+            yield self.check
+        for variant in self.variants.values():
+            yield from variant.graphs.values()
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A verified bundle: its folder and what bundle.json says."""
+
+    folder: Path
+    spec: BundleSpec
+
+    def path(self, file: FileRef) -> Path:
+        """Return where a file of the bundle lies."""
+        return self.folder / file.path
+
+    def check_clips(self) -> tuple[NDArray[np.uint8], NDArray[np.float32]] | None:
+        """Return clips uint8 (K, T, H, W, 3) with the reference's logits float32 (K, C), or None if there are none."""
+        if self.spec.check is None:
+            return None
+        with np.load(self.path(self.spec.check), allow_pickle=False) as arrays:
+            return arrays["clips"], arrays["logits"]
+
+    def fingerprint(self, variant: str) -> str:
+        """Return a SHA-256 over all that decides the labels of ``variant``: graphs, classes, sampling, size."""
+        spec = self.spec
+        graphs = {name: file.sha256 for name, file in sorted(spec.variants[variant].graphs.items())}
+        parts = (graphs, spec.classes, spec.sampling, spec.size, spec.temperature)
+        return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
+
+
+def file_ref(folder: Path, path: Path) -> FileRef:
+    """Describe a file that lies in the bundle's folder."""
+    return FileRef(path=path.relative_to(folder).as_posix(), size=path.stat().st_size, sha256=sha256(path))
+
+
+def save(folder: Path, spec: BundleSpec) -> Bundle:
+    """Write bundle.json, atomically; the files it names must be in place."""
+    with atomic_write(folder / SPEC_FILE) as stream:
+        stream.write(msgspec.json.format(msgspec.json.encode(spec), indent=2) + b"\n")
+    return Bundle(folder, spec)
+
+
+def load(folder: Path) -> Bundle:
+    """Read and verify a bundle.
+
+    Raises:
+        BundleError: no bundle, unknown schema version, a file missing, changed, outside the folder or not
+            self-contained, classes that do not match the weights, weights that are not finite.
+    """
+    bundle = Bundle(folder, _read_spec(folder))
+    for file in bundle.spec.files():
+        _verify(folder, file)
+    _check_weights(bundle)
+    for variant in bundle.spec.variants.values():
+        for file in variant.graphs.values():
+            if file.path.endswith(".onnx"):
+                _check_onnx(bundle.path(file))
+    return bundle
+
+
+def _read_spec(folder: Path) -> BundleSpec:
+    path = folder / SPEC_FILE
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{folder} is no bundle: {SPEC_FILE} cannot be read ({error.strerror})") from None
+    try:
+        schema = msgspec.json.decode(text, type=_Schema).schema
+        if schema != SCHEMA:
+            raise BundleError(
+                f"{path}: schema version {schema}; this harec-deploy reads {SCHEMA}: use a matching version"
+            )
+        return msgspec.json.decode(text, type=BundleSpec)
+    except msgspec.DecodeError as error:
+        raise BundleError(f"{path} is damaged or was edited: {error}") from None
+
+
+class _Schema(msgspec.Struct):
+    schema: int
+
+
+def _verify(folder: Path, file: FileRef) -> None:
+    inside = PurePosixPath(file.path)
+    path = folder / inside
+    if inside.is_absolute() or ".." in inside.parts or not path.resolve().is_relative_to(folder.resolve()):
+        raise BundleError(f"{file.path!r} leads out of the bundle {folder}: refused")
+    if not path.is_file():
+        raise BundleError(f"{path} is missing: copy the whole bundle again")
+    if path.stat().st_size != file.size:
+        raise BundleError(f"{path} has {path.stat().st_size} bytes, not {file.size}: copy the whole bundle again")
+    if sha256(path) != file.sha256:
+        raise BundleError(f"{path} was changed: its SHA-256 is not the one in {SPEC_FILE}; copy the whole bundle again")
+
+
+def _check_weights(bundle: Bundle) -> None:
+    path, classes = bundle.path(bundle.spec.weights), len(bundle.spec.classes)
+    for name, values in read_safetensors(path):
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise BundleError(f"{path}: {name} holds NaN or infinity: train again")
+        if name == "head.classifier.weight" and len(values) != classes:
+            raise BundleError(f"{path}: the head gives {len(values)} classes, {SPEC_FILE} names {classes}")
+
+
+_DTYPES = {"F32": "<f4", "F64": "<f8", "F16": "<f2", "I64": "<i8", "I32": "<i4", "U8": "|u1", "BOOL": "|b1"}
+
+
+def read_safetensors(path: Path) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Yield (name, tensor) of a safetensors file, as views of the mapped file; needs no package.
+
+    Raises:
+        BundleError: the file does not follow https://github.com/huggingface/safetensors (format).
+    """
+    try:
+        data = np.memmap(path, dtype=np.uint8, mode="r")
+        length = int(data[:8].view("<u8")[0])
+        if length > len(data) - 8:
+            raise ValueError(f"header of {length} bytes")
+        header = msgspec.json.decode(data[8 : 8 + length].tobytes(), type=dict[str, Any])
+        for name, entry in header.items():
+            if name != "__metadata__":
+                start, end = (8 + length + int(offset) for offset in entry["data_offsets"])
+                yield name, data[start:end].view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise BundleError(f"{path} is no safetensors file: {error}") from None
+
+
+def _check_onnx(path: Path) -> None:
+    try:
+        external = has_external_data(path.read_bytes())
+    except ValueError as error:
+        raise BundleError(f"{path} is no ONNX file: {error}") from None
+    if external:
+        raise BundleError(f"{path} keeps data in another file: refused; export it again, self-contained")

@@ -1,0 +1,68 @@
+"""harec-deploy inspect: everything a person wants to know of a bundle."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from harec_deploy.cli import console
+
+if TYPE_CHECKING:
+    from harec_deploy.bundle import BundleSpec
+
+
+def inspect(
+    bundle: Annotated[Path, typer.Argument(help="The folder that training or export wrote.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print bundle.json as it is.")] = False,
+) -> None:
+    """Verify a bundle and show its model, classes, training, variants and proofs."""
+    from harec_deploy.bundle import SPEC_FILE, load
+
+    spec = load(bundle).spec
+    if as_json:
+        console.out.print((bundle / SPEC_FILE).read_text(), markup=False, end="")
+        return
+    _print_model(bundle, spec)
+    _print_variants(spec)
+
+
+def _print_model(bundle: Path, spec: "BundleSpec") -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    size, sampling, head = spec.size, spec.sampling, spec.head
+    table = Table(title=f"bundle {escape(str(bundle))}: all files verified", show_header=False, title_justify="left")
+    directions = "bidirectional " if head.bidirectional else ""
+    rows = {
+        "architecture": spec.architecture,
+        "head": f"{head.layers} x {directions}LSTM({head.hidden}), {head.pool} over time, dropout {head.dropout:g}",
+        "classes": f"{len(spec.classes)}: {', '.join(spec.classes)}",
+        "clip": f"{sampling.frames} frames of {size.width}x{size.height} ({size.mode}), central {sampling.span:.0%}",
+        "weights": f"{spec.weights.path}, {spec.weights.size / 1e6:.1f} MB",
+        **{f"training {name}": _short(value) for name, value in spec.training.items()},
+    }
+    for name, value in rows.items():
+        table.add_row(name, escape(value))
+    console.out.print(table)
+
+
+def _print_variants(spec: "BundleSpec") -> None:
+    from rich.table import Table
+
+    if not spec.variants:
+        console.out.print("no variant yet; next: harec-deploy export")
+        return
+    table = Table("variant", "runner", "precision", "size", "proof", title="variants", title_justify="left")
+    for name, variant in spec.variants.items():
+        megabytes = f"{sum(file.size for file in variant.graphs.values()) / 1e6:.1f} MB"
+        for proof in variant.proofs:
+            labels = f"{proof.top1_agreement:.1%} of {proof.clips} labels, max |dp| {proof.max_abs_dp:.2g}"
+            verdict = labels if proof.passed else f"FAILED: {labels}"
+            table.add_row(name, f"{proof.runner} {proof.runner_version}", proof.precision, megabytes, verdict)
+    console.out.print(table)
+
+
+def _short(value: object) -> str:
+    if isinstance(value, list) and len(value) > 3:
+        return f"{len(value)} entries, the first {value[0]}"
+    return str(value)

@@ -1,0 +1,108 @@
+"""Videos in, frames out: the decoder protocol, the values that cross it and the table of decoders."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Literal, Protocol
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from harec_deploy.errors import UsageError
+
+MAX_PIXELS = 8192 * 4608  # a frame of 8K video fits, one of 16K does not
+
+
+class Size(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The pixels that a model takes, and how a frame of another shape gets there.
+
+    mode "stretch" scales both sides; "crop" scales the shorter side (of the picture as shown, with its pixel aspect)
+    and takes the middle.
+    """
+
+    width: int
+    height: int
+    mode: Literal["stretch", "crop"] = "stretch"
+
+    def __post_init__(self) -> None:
+        for name, value in (("width", self.width), ("height", self.height)):
+            if not 8 <= value <= 4096:
+                raise ValueError(f"size.{name} is {value}; allowed are 8 to 4096")
+
+
+@dataclass(frozen=True, slots=True)
+class VideoInfo:
+    """What a video's packets say about it; nothing here is taken from a header unless the name says so.
+
+    duration_s: from the first shown frame to the end of the last.
+    fps: frames a second on average; None where the container has no clock (raw streams).
+    width, height: pixels as shown, after rotation.
+    frames_expected: the count in the container's header; None where it has none.
+    frames_found: shown frames in the packets that are there.
+    complete: False when packets are missing that the header promises.
+    """
+
+    duration_s: float
+    fps: float | None
+    width: int
+    height: int
+    codec: str
+    container: str
+    pixel_format: str
+    rotation_degrees: int
+    frames_expected: int | None
+    frames_found: int
+    complete: bool
+    stream_index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """Frames of one video.
+
+    pixels: uint8 RGB (T, H, W, 3), one for each timestamp asked for.
+    shown_s: float64 (T,), when each of them is first shown.
+    bad_packets: packets that the decoder refused on the way.
+    """
+
+    info: VideoInfo
+    pixels: NDArray[np.uint8]
+    shown_s: NDArray[np.float64]
+    bad_packets: int
+
+
+Timestamps = Sequence[float] | NDArray[np.float64] | Callable[[VideoInfo], Sequence[float] | NDArray[np.float64]]
+
+
+class Decoder(Protocol):
+    """Turns a video into frames. Every decoder gives the frames of a plain sequential decode."""
+
+    name: str
+
+    def probe(self, path: Path) -> VideoInfo:
+        """Read the packets of ``path`` without decoding them. Raises VideoError."""
+
+    def frames(self, path: Path, timestamps_s: Timestamps, size: Size) -> Frames:
+        """Return the frame shown at each timestamp, scaled to ``size``.
+
+        A time outside the video gives its first or last frame. ``timestamps_s`` may be a function of the VideoInfo, so
+        that the file is read once. Raises VideoError.
+        """
+
+
+DECODERS = {"pyav": "harec_deploy.decode.pyav:PyAVDecoder"}
+
+
+def choose(name: str = "auto") -> Decoder:
+    """Return the decoder called ``name``; "auto" takes the best one for this machine.
+
+    Raises:
+        UsageError: no such decoder.
+    """
+    if name != "auto" and name not in DECODERS:
+        raise UsageError(f"unknown decoder {name!r}; allowed are auto, {', '.join(DECODERS)}")
+    module, _, attribute = DECODERS["pyav" if name == "auto" else name].partition(":")
+    decoder: Decoder = getattr(import_module(module), attribute)()
+    return decoder

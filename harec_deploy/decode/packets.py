@@ -1,0 +1,233 @@
+"""The packet table: what demuxing a video once tells about its frames, before any is decoded.
+
+A header's frame count, rate and duration are promises; the packets are what is there. The table says which frames are
+shown, in which order and when, and where decoding can start, so that a decoder touches only what it needs:
+
+    decode order    I0  P3  B1  B2  P6  B4  B5  I7 ...     a packet each
+    display order   I0  B1  B2  P3  B4  B5  P6  I7 ...     `order`: packet index of each shown frame
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.packet import Packet
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+from harec_deploy.decode.bitstream import shown_pictures
+from harec_deploy.errors import VideoError
+
+VideoPacket: TypeAlias = "Packet[VideoStream]"  # generic for type checkers only
+
+KEEP_BYTES = 64 << 20  # packets of a file up to this size stay in memory; of a larger one they are read again
+HIDING_CODECS = frozenset(["vp8", "vp9", "mpeg4"])  # whose packets may show no picture, or two
+_MISSING = np.iinfo(np.int64).min
+RAW_STREAMS = frozenset(["h264", "hevc", "h263", "m4v", "mpegvideo", "obu"])
+FALLBACK_FPS = 25.0  # the clock given to a stream that has none (raw H.264)
+
+
+@dataclass(frozen=True, slots=True)
+class PacketTable:
+    """Packets of one video stream in decode order, and the frames they show.
+
+    pts, dts: int64 (P,), when a packet is shown and decoded in the stream's time base; _MISSING where it does not say.
+    keys: int64 (K,), ascending indices of packets that decoding can start from.
+    order: int64 (F,), packet index of each shown frame in display order; where not ``timed``, in decode order.
+    shown_s: float64 (F,), when each frame is first shown, from the first one.
+    timed: timestamps can be trusted; otherwise frames are told apart by their place in a sequential decode.
+    packets: the packets themselves, or None for a large file.
+    broken: reading stopped at an error, or before the end that the header promises.
+    """
+
+    pts: NDArray[np.int64]
+    dts: NDArray[np.int64]
+    keys: NDArray[np.int64]
+    order: NDArray[np.int64]
+    shown_s: NDArray[np.float64]
+    duration_s: float
+    timed: bool
+    broken: bool
+    packets: list[VideoPacket] | None
+
+    def at(self, timestamps_s: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Return the place in display order of the frame shown at each time: int64 (T,), clamped to the video."""
+        slack = 1e-6  # a time computed to fall on a frame's start means that frame
+        place = np.searchsorted(self.shown_s, np.asarray(timestamps_s) + slack, side="right") - 1
+        return np.asarray(np.clip(place, 0, len(self.order) - 1), dtype=np.int64)
+
+    def start_for(self, packet: int) -> int | None:
+        """Return the key packet to start decoding from so that ``packet`` comes out right, or None if there is none.
+
+        A picture shown before the key frame that it follows (an open GOP's leading picture) needs the key before that.
+        """
+        earlier = self.keys[: np.searchsorted(self.keys, packet, side="right")]
+        usable = earlier[self.pts[earlier] <= self.pts[packet]]
+        return int(usable[-1]) if len(usable) else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """What the table keeps of a packet; pictures: how many it shows."""
+
+    pts: int | None
+    dts: int | None
+    duration: int
+    key: bool
+    pictures: int
+
+
+def read_table(container: InputContainer, stream: VideoStream) -> PacketTable:
+    """Demux ``stream`` once and return its table.
+
+    Raises:
+        VideoError: too_short or truncated without a packet, decoder_missing for an encrypted stream.
+    """
+    keep = container.size <= KEEP_BYTES
+    kept: list[VideoPacket] = []
+    rows: list[_Row] = []
+    broken = False
+    codec, context = stream.codec.canonical_name, stream.codec_context
+    macroblocks = -(-context.width // 16) * -(-context.height // 16)
+    try:
+        for packet in container.demux(stream):
+            if is_end(packet):
+                break
+            pictures = 0 if packet.is_discard else 1  # an edit list cuts it off
+            if pictures and codec in HIDING_CODECS:
+                pictures = shown_pictures(codec, bytes(packet), macroblocks)
+            rows.append(_Row(packet.pts, packet.dts, packet.duration or 0, packet.is_keyframe, pictures))
+            if keep:
+                kept.append(packet)
+            if len(rows) == 1 and packet.has_sidedata("encryption_info"):
+                raise VideoError("decoder_missing", "the video is encrypted")
+    except av.error.FFmpegError:
+        broken = True
+    if not rows:
+        raise VideoError("truncated" if broken else "too_short", "the video stream has no packets")
+    return _table(rows, container, stream, broken=broken, packets=kept if keep else None)
+
+
+def is_end(packet: VideoPacket) -> bool:
+    """Tell whether this is the empty packet with which demuxing ends."""
+    return packet.size == 0 and packet.dts is None
+
+
+def _showing(rows: list[_Row]) -> list[int]:
+    """Return the packets at whose turn a picture is shown.
+
+    Of two pictures in one packet the second is shown at the next packet's turn, which shows none of its own.
+    """
+    shown, waiting = [], 0
+    for index, row in enumerate(rows):
+        waiting += row.pictures
+        if waiting:
+            shown.append(index)
+            waiting -= 1
+    return shown
+
+
+def _table(
+    rows: list[_Row],
+    container: InputContainer,
+    stream: VideoStream,
+    *,
+    broken: bool,
+    packets: list[VideoPacket] | None,
+) -> PacketTable:
+    shown = np.array(_showing(rows), dtype=np.int64)
+    if not len(shown):
+        raise VideoError("too_short", "the video shows no frame")
+    pts, dts = _times([row.pts for row in rows]), _times([row.dts for row in rows])
+    tick_s = float(stream.time_base or 0)
+    timed = container.format.name != "avi" and _tells_apart(pts[shown])
+    if timed:
+        shown = shown[np.argsort(pts[shown], kind="stable")]
+        shown_s = (pts[shown] - pts[shown[0]]) * tick_s
+    elif clock_fps(stream) and _tells_apart(dts[shown]):
+        # The clock of an AVI counts chunks, empty ones too; the first frame that is decoded is shown at the first turn.
+        shown_s = (np.sort(dts[shown]) - dts[shown].min()) * tick_s
+    else:
+        shown_s = np.arange(len(shown)) / (clock_fps(stream) or FALLBACK_FPS)
+    duration_s = float(shown_s[-1]) + _last_frame_s(shown_s, rows[int(shown[-1])].duration * tick_s, stream)
+    turns = int(dts.max() - dts.min()) + 1 if container.format.name == "avi" and _tells_apart(dts) else len(rows)
+    return PacketTable(
+        pts=pts,
+        dts=dts,
+        keys=np.flatnonzero([row.key for row in rows]),
+        order=shown,
+        shown_s=shown_s,
+        duration_s=duration_s,
+        timed=timed,
+        broken=broken or _missing_tail(turns, duration_s, container, stream),
+        packets=packets,
+    )
+
+
+def _times(column: list[int | None]) -> NDArray[np.int64]:
+    return np.array([_MISSING if time is None else time for time in column], dtype=np.int64)
+
+
+def _tells_apart(times: NDArray[np.int64]) -> bool:
+    """Tell whether every frame has a time, and one of its own."""
+    return bool((times != _MISSING).all()) and len(np.unique(times)) == len(times)
+
+
+def clock_fps(stream: VideoStream) -> float | None:
+    """Return the container's average rate, or None where the container has no clock and FFmpeg makes one up."""
+    if stream.duration is None and stream.container.format.name in RAW_STREAMS:
+        return None
+    rate = stream.average_rate or stream.guessed_rate
+    return float(rate) if rate else None
+
+
+def _last_frame_s(shown_s: NDArray[np.float64], tagged_s: float, stream: VideoStream) -> float:
+    """Return how long the last frame is shown: as its packet says, or as long as the typical one."""
+    if tagged_s > 0:
+        return tagged_s
+    if len(shown_s) > 1:
+        return float(np.median(np.diff(shown_s)))
+    return 1 / (clock_fps(stream) or FALLBACK_FPS)
+
+
+def _missing_tail(found: int, duration_s: float, container: InputContainer, stream: VideoStream) -> bool:
+    """Tell whether the header promises more than the packets hold: a sample count, or a time that is never reached.
+
+    MPEG-TS and raw streams promise nothing, so a cut in them cannot be seen.
+    """
+    if stream.frames:
+        exact = container.format.name.startswith("mov")  # other headers are often one or two off
+        return found < stream.frames - (0 if exact else 2)
+    if container.format.name.startswith("matroska") and container.duration and not container.streams.audio:
+        return duration_s + 0.5 < container.duration / av.time_base
+    return False
+
+
+def packets_from(
+    container: InputContainer, stream: VideoStream, table: PacketTable, start: int
+) -> Iterator[tuple[int, VideoPacket]]:
+    """Yield (index, packet) of a timed table in decode order from packet ``start`` on, out of memory or by seeking.
+
+    A seek that does not land on a packet of the table, at or before ``start``, yields nothing.
+    """
+    if table.packets is not None:
+        yield from enumerate(table.packets[start:], start)
+        return
+    # By decode time where there is one: some containers look for that, and a picture is decoded before it is shown.
+    time = table.dts[start] if table.dts[start] != _MISSING else table.pts[start]
+    container.seek(int(time), stream=stream, backward=True)
+    index = -1
+    for packet in container.demux(stream):
+        if is_end(packet):
+            return
+        if index < 0:
+            places = np.flatnonzero(table.pts == packet.pts)
+            if len(places) != 1 or places[0] > start:
+                return
+            index = int(places[0])
+        if index >= start:
+            yield index, packet
+        index += 1

@@ -1,0 +1,129 @@
+"""Finds the videos of a labelling run: what is there, what was passed over and why.
+
+Nothing is opened here. In a folder links are not followed and only regular files are taken, so nothing outside of what
+was named is reached.
+"""
+
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from harec_deploy.errors import UsageError, VideoError
+
+_SUFFIXES = "3g2 3gp asf avi divx dv flv m2ts m4v mkv mov mp4 mpeg mpg mts mxf ogv ts vob webm wmv"
+SUFFIXES = frozenset(f".{suffix}" for suffix in _SUFFIXES.split())
+
+
+@dataclass(frozen=True, slots=True)
+class VideoFile:
+    """One input: ``name`` as shown in the journal, absolute ``path``, and its identity.
+
+    error: why it cannot be a video, found without opening it.
+    """
+
+    name: str
+    path: Path
+    size: int = 0
+    mtime_ns: int = 0
+    error: VideoError | None = None
+
+    @classmethod
+    def at(cls, name: str, path: Path) -> "VideoFile":
+        """Look at ``path``, without following a link, and take down what is there."""
+        try:
+            status = path.lstat()
+        except OSError as error:
+            return cls(name, path, error=VideoError("vanished", f"{error.strerror}"))
+        if not stat.S_ISREG(status.st_mode):
+            return cls(name, path, error=VideoError("not_regular"))
+        return cls(name, path, status.st_size, status.st_mtime_ns)
+
+    @property
+    def key(self) -> tuple[str, int, int]:
+        """What a finished row is found by when a run is resumed."""
+        return (self.name, self.size, self.mtime_ns)
+
+
+@dataclass(slots=True)
+class Discovery:
+    """All inputs, sorted by name, and counts of what was passed over by reason."""
+
+    videos: list[VideoFile] = field(default_factory=list)
+    ignored: Counter[str] = field(default_factory=Counter)
+
+
+def discover(inputs: Iterable[str], *, all_files: bool = False) -> Discovery:
+    """Find the videos of ``inputs``: files, folders (recursive), globs, ``@list.txt`` with a path a line.
+
+    A file that is named is always taken; in a folder only names with a video's suffix are, unless ``all_files``.
+    A file that is reached twice by the same name counts once.
+
+    Raises:
+        UsageError: a path that does not exist, a glob that matches nothing, a URL.
+    """
+    found = Discovery()
+    for name in _expand(inputs):
+        if Path(name).is_dir():
+            _walk(name, found, all_files=all_files)
+        else:
+            # A link that was named itself is meant; one that turns up in a folder is not followed.
+            found.videos.append(VideoFile.at(name, Path(name).resolve()))
+    unique = {video.name: video for video in found.videos}
+    found.videos = sorted(unique.values(), key=lambda video: os.fsencode(video.name))
+    return found
+
+
+def _expand(inputs: Iterable[str]) -> Iterator[str]:
+    for text in inputs:
+        if text.startswith("@"):
+            yield from _expand(_listed(Path(text[1:])))
+        elif os.path.lexists(text):
+            yield os.path.normpath(text)
+        elif "://" in text:
+            raise UsageError(f"{text}: only local files and folders are labelled; download it first")
+        elif any(mark in text for mark in "*?["):
+            matches = (
+                sorted(str(match) for match in Path().glob(text)) if not Path(text).is_absolute() else _absolute(text)
+            )
+            if not matches:
+                raise UsageError(f"{text}: nothing matches")
+            yield from matches
+        else:
+            raise UsageError(f"{text}: no such file or folder")
+
+
+def _absolute(pattern: str) -> list[str]:
+    anchor = Path(pattern).anchor
+    return sorted(str(match) for match in Path(anchor).glob(str(Path(pattern).relative_to(anchor))))
+
+
+def _listed(path: Path) -> list[str]:
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise UsageError(
+            f"@{path}: cannot be read ({error.strerror}); expected a text file with a path a line"
+        ) from None
+    return [os.fsdecode(line.rstrip(b"\r")) for line in lines if line.strip()]
+
+
+def _walk(folder: str, found: Discovery, *, all_files: bool) -> None:
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: os.fsencode(entry.name))
+    except OSError as error:
+        found.videos.append(
+            VideoFile(folder, Path(folder).absolute(), error=VideoError("unreadable", f"{error.strerror}"))
+        )
+        return
+    for entry in entries:
+        if entry.is_symlink():
+            found.ignored["links"] += 1
+        elif entry.is_dir(follow_symlinks=False):
+            _walk(entry.path, found, all_files=all_files)
+        elif all_files or Path(entry.name).suffix.lower() in SUFFIXES:
+            found.videos.append(VideoFile.at(entry.path, Path(entry.path).absolute()))
+        else:
+            found.ignored["other files"] += 1

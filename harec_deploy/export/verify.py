@@ -1,0 +1,82 @@
+"""The proof: a variant's labels beside PyTorch's, on real clips, through the decoder that labelling uses."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from harec_deploy.bundle import BundleSpec, Proof
+from harec_deploy.decode import choose
+from harec_deploy.discover import discover
+from harec_deploy.errors import UsageError, VideoError
+from harec_deploy.recognizer import Recognizer, softmax
+from harec_deploy.sampling import whole
+
+MIN_AGREEMENT = 0.99
+MAX_ABS_DP = {"fp32": 1e-3}  # the same arithmetic must give the same probabilities; a coarser one may move them
+
+
+@dataclass(frozen=True, slots=True)
+class ProofClips:
+    """Decoded clips: uint8 (N, T, H, W, 3), and the names of their videos."""
+
+    names: list[str]
+    pixels: NDArray[np.uint8]
+
+
+def read_clips(spec: BundleSpec, inputs: Sequence[str], limit: int) -> ProofClips:
+    """Decode one clip of each video, at most ``limit`` videos spread evenly over all that are there.
+
+    Raises:
+        UsageError: no input, or no video in them that can be decoded.
+    """
+    if not inputs:
+        raise UsageError("a proof needs real clips: name videos or folders with --clips")
+    videos = discover(inputs).videos
+    step = max(len(videos) / limit, 1.0)
+    chosen = [videos[int(i * step)] for i in range(min(limit, len(videos)))]
+    names, clips = [], []
+    for video in chosen:
+        try:
+            frames = choose().frames(
+                video.path, lambda info: spec.sampling.timestamps_s(whole(info.duration_s)[0]), spec.size
+            )
+        except VideoError:
+            continue  # a clip that cannot be decoded proves nothing; the count of those that can is in the proof
+        names.append(video.name)
+        clips.append(frames.pixels)
+    if not clips:
+        raise UsageError(f"none of {len(videos)} videos can be decoded: name others with --clips")
+    return ProofClips(names, np.stack(clips))
+
+
+def reference_logits(model: nn.Module, clips: ProofClips) -> NDArray[np.float32]:
+    """Return PyTorch's logits of the clips: float32 (N, C)."""
+    with torch.inference_mode():
+        parts = [model(torch.from_numpy(clip[None])).numpy() for clip in clips.pixels]
+    return np.concatenate(parts)
+
+
+def prove(recognizer: Recognizer, clips: ProofClips, logits: NDArray[np.float32]) -> Proof:
+    """Measure how far the recogniser's labels and probabilities are from those of the reference."""
+    wanted = softmax(logits / recognizer.spec.temperature)
+    got = np.concatenate([recognizer.predict(clip[None]) for clip in clips.pixels])
+    same = got.argmax(1) == wanted.argmax(1)
+    max_abs_dp = float(np.abs(got - wanted).max())
+    agreement = float(same.mean())
+    execution = recognizer.execution
+    limit = MAX_ABS_DP.get(execution.precision, 1.0)
+    return Proof(
+        runner=execution.runner.name,
+        runner_version=execution.runner.version,
+        precision=execution.precision,
+        device=execution.runner.device,
+        clips=len(clips.names),
+        top1_agreement=agreement,
+        max_abs_dp=max_abs_dp,
+        flipped=[name for name, agrees in zip(clips.names, same, strict=True) if not agrees],
+        passed=agreement >= MIN_AGREEMENT and max_abs_dp <= limit,  # False for NaN too
+    )

@@ -1,0 +1,1 @@
+"""Labelling folders of videos: the run, its journal and its outputs."""

@@ -1,0 +1,137 @@
+"""Frame encoders: raw uint8 frames in, one feature vector a frame out; normalisation is part of the graph."""
+
+import pickle
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torchvision
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from harec_deploy.errors import UsageError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class FrameEncoder(nn.Module):
+    """Wraps a backbone (N, 3, H, W) -> (N, D): frames uint8 (N, H, W, 3) -> features float32 (N, D)."""
+
+    def __init__(self, backbone: nn.Module, feature_dim: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.feature_dim = feature_dim
+        scale = 1 / (255 * torch.tensor(std))
+        self.register_buffer("scale", scale, persistent=False)
+        self.register_buffer("offset", -torch.tensor(mean) / torch.tensor(std), persistent=False)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Return the features of frames."""
+        pixels = frames.to(self.get_buffer("scale").dtype) * self.get_buffer("scale") + self.get_buffer("offset")
+        features: Tensor = self.backbone(pixels.permute(0, 3, 1, 2))
+        return features
+
+
+class _Pooled(nn.Module):
+    """A convolutional trunk followed by the mean over height and width."""
+
+    def __init__(self, trunk: nn.Module) -> None:
+        super().__init__()
+        self.trunk = trunk
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        maps: Tensor = self.trunk(pixels)
+        return maps.mean((2, 3))  # adaptive pooling would export as a chain of shape operations
+
+
+def _resnet_trunk(net: nn.Module) -> nn.Module:
+    return nn.Sequential(*list(net.children())[:-2])  # without average pooling and classifier
+
+
+def _mobilenet_trunk(net: nn.Module) -> nn.Module:
+    return net.get_submodule("features")
+
+
+# torchvision's name -> (trunk of the whole network, width of its features)
+BACKBONES: dict[str, tuple[Callable[[nn.Module], nn.Module], int]] = {
+    "resnet18": (_resnet_trunk, 512),
+    "resnet34": (_resnet_trunk, 512),
+    "resnet50": (_resnet_trunk, 2048),
+    "mobilenet_v2": (_mobilenet_trunk, 1280),
+    "mobilenet_v3_large": (_mobilenet_trunk, 960),
+}
+
+
+def frame_encoder(backbone: str, weights: str | None) -> FrameEncoder:
+    """Return a torchvision network without its classifier.
+
+    weights: "imagenet", the path of a state dict for the whole torchvision network, or None.
+
+    Raises:
+        UsageError: the weights do not fit, or cannot be downloaded.
+    """
+    trunk, feature_dim = BACKBONES[backbone]
+    net = torchvision.models.get_model(backbone, weights=None)
+    if weights == "imagenet":
+        net = _download(backbone)
+    elif weights is not None:
+        _load_strictly(net, backbone, Path(weights))
+    return FrameEncoder(_Pooled(trunk(net)), feature_dim, IMAGENET_MEAN, IMAGENET_STD)
+
+
+def _download(backbone: str) -> nn.Module:
+    try:
+        net: nn.Module = torchvision.models.get_model(backbone, weights="DEFAULT", progress=False)
+    except OSError as error:
+        message = f"ImageNet weights of {backbone} cannot be downloaded ({error}): use --encoder-weights FILE"
+        raise UsageError(message) from None
+    return net
+
+
+def _load_strictly(net: nn.Module, backbone: str, path: Path) -> None:
+    state = load_local_weights(path)
+    missing, unexpected = sorted(set(net.state_dict()) - set(state)), sorted(set(state) - set(net.state_dict()))
+    # torchvision files from before 0.4 lack the counters of batch normalisation, which inference does not use.
+    missing = [name for name in missing if not name.endswith("num_batches_tracked")]
+    if missing or unexpected:
+        raise UsageError(
+            f"{path} is not for {backbone}: {len(missing)} tensors missing {missing[:3]}, "
+            f"{len(unexpected)} unexpected {unexpected[:3]}"
+        )
+    try:
+        net.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise UsageError(f"{path} is not for {backbone}: {one_line(error)}") from None
+
+
+# What torch.load and safetensors raise on a file that is damaged, foreign or holds code.
+_UNREADABLE = (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError, ValueError, LookupError)
+
+
+def load_local_weights(path: Path) -> dict[str, Tensor]:
+    """Read a state dict from a .safetensors or PyTorch file; nothing in it is run.
+
+    Raises:
+        UsageError: the file is missing, damaged, or holds more than tensors.
+    """
+    if not path.is_file():
+        raise UsageError(f"encoder weights {path} not found: give a file, 'imagenet' or nothing")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols; what it cannot read it refuses
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except _UNREADABLE as error:
+        raise UsageError(f"{path} holds no plain weights: {one_line(error)}") from None
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UsageError(f"{path} holds no state dict: expected names and tensors")
+    return state
+
+
+def one_line(error: Exception) -> str:
+    """Return an error's text on one line of at most 300 characters."""
+    return " ".join(str(error).split())[:300]

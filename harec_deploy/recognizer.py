@@ -1,0 +1,234 @@
+"""A bundle made executable: frames, features, clips and videos in, probabilities and labels out.
+
+frames (N, H, W, 3) uint8 -> encode -> features (N, D) -> (B, T, D) -> classify -> probabilities (B, C)
+"""
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harec_deploy.bundle import Bundle, BundleSpec
+from harec_deploy.bundle import load as load_bundle
+from harec_deploy.decode import Frames, VideoInfo
+from harec_deploy.errors import BundleError, UsageError, VideoError
+from harec_deploy.runners import Execution, Graph, executions
+from harec_deploy.sampling import Window, whole
+
+BATCH_FRAMES = 16  # frames to the encoder at a time: more gains nothing on a CPU
+CHECK_TOLERANCE = 1e-3  # how far fp32 probabilities may move between machines
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One label over the half-open span [start_s, end_s) of a video."""
+
+    start_s: float
+    end_s: float
+    label: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class VideoResult:
+    """The label of one video, or why it has none.
+
+    path: as it was given.
+    top: (class, probability), most probable first; empty when the video failed.
+    info: None when the video could not be opened.
+    """
+
+    path: str
+    top: tuple[tuple[str, float], ...] = ()
+    segments: tuple[Segment, ...] = ()
+    info: VideoInfo | None = None
+    bad_packets: int = 0
+    error: VideoError | None = None
+
+    @property
+    def label(self) -> str | None:
+        """The most probable class."""
+        return self.top[0][0] if self.top else None
+
+    @property
+    def score(self) -> float | None:
+        """The probability of the most probable class."""
+        return self.top[0][1] if self.top else None
+
+    @property
+    def status(self) -> str:
+        """Return "ok", "partial" where packets are missing or were refused, or "failed"."""
+        if self.error or not self.info:
+            return "failed"
+        return "ok" if self.info.complete and not self.bad_packets else "partial"
+
+
+class Recognizer:
+    """Runs a bundle's graphs; make one with ``harec_deploy.load``."""
+
+    def __init__(self, bundle: Bundle, execution: Execution, *, threads: int | None = None) -> None:
+        """Load the graphs of ``execution`` and test them on the bundle's check clips.
+
+        Raises:
+            BundleError: a graph cannot be loaded, or the labels of the check clips come out wrong.
+        """
+        self.bundle = bundle
+        self.spec: BundleSpec = bundle.spec
+        self.execution = execution
+        self._graphs: dict[str, Graph] = {
+            name: execution.runner.load(bundle.path(file), precision=execution.precision, threads=threads)
+            for name, file in bundle.spec.variants[execution.variant].graphs.items()
+        }
+        self._check()
+
+    def encode(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return the features of frames: uint8 (N, H, W, 3) -> float32 (N, D).
+
+        Raises:
+            UsageError: frames of another shape or type; a clip-wise model, which has no features of single frames.
+        """
+        if "encoder" not in self._graphs:
+            raise UsageError("this model takes whole clips, not frames: use predict")
+        self._expect(frames, (self.spec.size.height, self.spec.size.width, 3), "frames (N, H, W, 3)")
+        parts = [self._graphs["encoder"](part) for part in _batches(frames, BATCH_FRAMES)]
+        return np.concatenate(parts) if parts else np.zeros((0, self.spec.feature_dim), dtype=np.float32)
+
+    def classify(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the probabilities of clips by their features: float32 (B, T, D) -> float32 (B, C)."""
+        return softmax(self._graphs["head"](np.ascontiguousarray(features)) / self.spec.temperature)
+
+    def predict(self, clips: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return the probabilities of clips: uint8 (B, T, H, W, 3) -> float32 (B, C).
+
+        Raises:
+            UsageError: clips of another shape or type than the model takes.
+        """
+        size, count = self.spec.size, self.spec.sampling.frames
+        self._expect(clips, (count, size.height, size.width, 3), "clips (B, T, H, W, 3)")
+        if "model" in self._graphs:
+            return softmax(self._graphs["model"](clips) / self.spec.temperature)
+        features = self.encode(clips.reshape(-1, size.height, size.width, 3))
+        return self.classify(features.reshape(len(clips), count, -1))
+
+    def label(self, path: str | Path, *, windows: Sequence[Window] | None = None) -> VideoResult:
+        """Label one video: as a whole, or each window of it; then the label is that of their mean probability.
+
+        Never raises for the video: a VideoResult with ``error`` says why it has no label.
+        """
+        from harec_deploy.decode import choose
+
+        try:
+            frames = choose().frames(Path(path), lambda info: self.timestamps_s(info, windows), self.spec.size)
+        except VideoError as error:
+            return VideoResult(str(path), error=error)
+        return self.result(str(path), frames, self.predict(self.clips(frames)), windows)
+
+    def label_many(self, paths: Iterable[str | Path], *, workers: int | None = None) -> Iterator[VideoResult]:
+        """Label many videos, decoding ahead in ``workers`` threads; results come as they are done, not in order."""
+        from harec_deploy.label.run import label_stream
+
+        return label_stream(self, ((str(path), Path(path)) for path in paths), workers=workers)
+
+    def timestamps_s(self, info: VideoInfo, windows: Sequence[Window] | None = None) -> NDArray[np.float64]:
+        """Return the times to decode for the windows of a video, window after window: float64 (windows * T,)."""
+        windows = windows if windows is not None else whole(info.duration_s)
+        return np.concatenate([self.spec.sampling.timestamps_s(window) for window in windows])
+
+    def clips(self, frames: Frames) -> NDArray[np.uint8]:
+        """Return decoded frames as clips, uint8 (windows, T, H, W, 3)."""
+        return frames.pixels.reshape(-1, self.spec.sampling.frames, *frames.pixels.shape[1:])
+
+    def result(
+        self, path: str, frames: Frames, probabilities: NDArray[np.float32], windows: Sequence[Window] | None = None
+    ) -> VideoResult:
+        """Make a video's result of the probabilities of its windows, float32 (windows, C)."""
+        if not np.isfinite(probabilities).all():
+            error = VideoError("bad_output", "the model's output is not finite: export the bundle again")
+            return VideoResult(path, info=frames.info, error=error)
+        mean = probabilities.mean(0)
+        order = np.argsort(-mean, kind="stable")
+        return VideoResult(
+            path,
+            top=tuple((self.spec.classes[i], float(mean[i])) for i in order),
+            segments=tuple(self._segment(w, p) for w, p in zip(windows or (), probabilities, strict=bool(windows))),
+            info=frames.info,
+            bad_packets=frames.bad_packets,
+        )
+
+    def _segment(self, window: Window, probabilities: NDArray[np.float32]) -> Segment:
+        best = int(probabilities.argmax())
+        return Segment(*window, self.spec.classes[best], float(probabilities[best]))
+
+    def _expect(self, array: NDArray[Any], shape: tuple[int, ...], what: str) -> None:
+        if array.dtype != np.uint8 or array.shape[1:] != shape:
+            got = f"{array.dtype} {array.shape}"
+            raise UsageError(f"{what} must be uint8 with {shape} behind the first axis, got {got}")
+
+    def _check(self) -> None:
+        """Run the check clips: the outputs must be finite and near the reference, as near as the proof was."""
+        check = self.bundle.check_clips()
+        if check is None:
+            return
+        clips, logits = check
+        got = self.predict(clips)
+        proof = self.spec.variants[self.execution.variant].proof(self.execution.runner.name, self.execution.precision)
+        allowed = max(CHECK_TOLERANCE, 2 * proof.max_abs_dp if proof else 0.0)
+        difference = float(np.abs(got - softmax(logits / self.spec.temperature)).max())
+        if not difference <= allowed:  # NaN is not
+            raise BundleError(
+                f"{self.execution} gives other probabilities here than where it was exported: they differ by "
+                f"{difference:.2g}, allowed are {allowed:.2g}; export the bundle again on this machine"
+            )
+
+
+def load(
+    bundle: str | Path, *, runner: str = "auto", precision: str = "auto", threads: int | None = None
+) -> Recognizer:
+    """Load a bundle for labelling.
+
+    runner, precision: what executes it; "auto" measures everything that this machine has and the bundle's proofs allow,
+    and takes the fastest.
+
+    Raises:
+        BundleError: the bundle is damaged or has no variant.
+        UsageError: nothing here runs it as asked.
+    """
+    checked = load_bundle(Path(bundle))
+    ways = executions(checked.spec, runner, precision)
+    ready: list[Recognizer] = []
+    refused: list[BundleError] = []
+    for way in ways:
+        try:
+            ready.append(Recognizer(checked, way, threads=threads))
+        except BundleError as error:
+            refused.append(error)
+    if not ready:
+        raise refused[0]
+    return ready[0] if len(ready) == 1 else max(ready, key=clips_per_s)
+
+
+def clips_per_s(recognizer: Recognizer, seconds: float = 0.3) -> float:
+    """Return how many clips a second the graphs classify, over about ``seconds`` after one clip to warm up."""
+    size, count = recognizer.spec.size, recognizer.spec.sampling.frames
+    clip = np.zeros((1, count, size.height, size.width, 3), dtype=np.uint8)
+    recognizer.predict(clip)
+    done, start = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < seconds or not done:
+        recognizer.predict(clip)
+        done += 1
+    return done / elapsed if elapsed else float(done)
+
+
+def _batches(array: NDArray[Any], size: int) -> Iterator[NDArray[Any]]:
+    for start in range(0, len(array), size):
+        yield np.ascontiguousarray(array[start : start + size])
+
+
+def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return probabilities over the last axis."""
+    shifted = np.exp(logits - logits.max(-1, keepdims=True))
+    return np.asarray(shifted / shifted.sum(-1, keepdims=True), dtype=np.float32)

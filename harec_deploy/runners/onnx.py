@@ -1,0 +1,45 @@
+"""ONNX Runtime on the CPU."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from harec_deploy.errors import BundleError
+
+onnxruntime.set_default_logger_severity(3)  # its warnings are about optimisations, and go to stderr from C++
+
+
+class _OnnxGraph:
+    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+        self._session = session
+        self._input = session.get_inputs()[0].name
+        self._output = session.get_outputs()[0].name
+
+    def __call__(self, batch: NDArray[Any]) -> NDArray[np.float32]:
+        return np.asarray(self._session.run([self._output], {self._input: batch})[0], dtype=np.float32)
+
+
+class OnnxRunner:
+    """Loads ONNX files into ONNX Runtime."""
+
+    name = "onnx"
+    version: str = onnxruntime.__version__
+    device = "cpu"
+
+    def precisions(self) -> tuple[str, ...]:
+        """Return ("fp32",): the CPU provider computes in the graph's own types."""
+        return ("fp32",)
+
+    def load(self, path: Path, *, precision: str, threads: int | None = None) -> _OnnxGraph:
+        """Load one ONNX file. Raises BundleError for a file that ONNX Runtime refuses."""
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or 0
+        try:
+            # From bytes, so that no path in the file could be followed.
+            session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+        except (RuntimeError, ValueError) as error:
+            raise BundleError(f"ONNX Runtime {self.version} refuses {path}: {' '.join(str(error).split())}") from None
+        return _OnnxGraph(session)

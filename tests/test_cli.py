@@ -1,0 +1,101 @@
+"""The command line: quick to start, light to import, one line for a mistake."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from harec_deploy import errors
+from harec_deploy.errors import HarecError, VideoError
+
+HEAVY = ("torch", "torchvision", "onnxruntime", "openvino", "av", "onnx", "numpy", "lightning", "matplotlib")
+
+
+def run(*arguments: str, module: str = "harec_deploy") -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("module", ["harec_deploy", "training"])
+def test_help_is_quick_and_imports_nothing_heavy(module: str) -> None:
+    # What the slowest of many starts on a busy machine takes is not the program's doing: the fastest of five counts.
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        assert run("--help", module=module).returncode == 0
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.3
+    code = f"import sys, runpy; sys.argv = ['x', '--help']\ntry: runpy.run_module({module!r}, run_name='__main__')\n"
+    code += f"except SystemExit: print([m for m in {HEAVY} if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60).stdout
+    assert out.splitlines()[-1] == "[]"
+
+
+def test_importing_the_package_is_light() -> None:
+    code = f"import sys, harec_deploy; print([m for m in {HEAVY} if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_public_names_are_there() -> None:
+    import harec_deploy
+
+    assert all(getattr(harec_deploy, name) for name in harec_deploy.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'lable'"):
+        harec_deploy.lable  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["label", "nowhere", "-b", "x"], 2, "error [usage]: nowhere: no such file or folder"),
+        (["label", "{videos}", "-b", "nowhere", "-o", "{tmp}/o.jsonl"], 1, "error [bad_bundle]: nowhere is no bundle"),
+        (["inspect", "{videos}"], 1, "is no bundle: bundle.json cannot be read (No such file or directory)"),
+        (["label", "{videos}", "-b", "x", "-o", "o.xyz"], 2, "the suffix gives the form; allowed are .jsonl and .csv"),
+        (["label", "{videos}"], 2, "Missing option"),
+        (["labe"], 2, "No such command"),
+        (["export", "nowhere"], 1, "error [bad_bundle]: nowhere is no bundle"),
+    ],
+)
+def test_a_mistake_is_one_line_and_a_status(
+    videos: Path, tmp_path: Path, arguments: list[str], status: int, message: str
+) -> None:
+    done = run(*[text.format(videos=videos, tmp=tmp_path) for text in arguments])
+    assert done.returncode == status
+    assert message in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_label_prints_a_table_when_asked(exported: Path, videos: Path, tmp_path: Path) -> None:
+    done = run("label", str(videos), "-b", str(exported), "-o", str(tmp_path / "o.csv"), "--table", "-q")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert done.stdout.count("v_jump_g01_c01.mp4") == 1
+    assert (tmp_path / "o.csv").exists()
+
+
+def test_inspect_shows_model_variants_and_proof(exported: Path) -> None:
+    shown = run("inspect", str(exported)).stdout
+    for text in ("lrcn", "3: climb, jump, swim", "20 frames of 64x64", "onnx-fp32", "openvino", "100.0% of 6 labels"):
+        assert text in " ".join(shown.split())
+    assert json.loads(run("inspect", str(exported), "--json").stdout)["classes"] == ["climb", "jump", "swim"]
+
+
+def test_control_characters_in_names_do_not_reach_the_terminal(exported: Path, tmp_path: Path) -> None:
+    (tmp_path / "a\x1b[2Jb\n.mp4").write_text("no video")
+    done = run("label", str(tmp_path), "-b", str(exported), "-o", str(tmp_path / "o.jsonl"), "--table")
+    assert done.returncode == 3
+    assert "\x1b" not in done.stdout + done.stderr
+    assert "\\x1b[2Jb\\n.mp4" in done.stdout
+
+
+def test_every_error_has_a_code_and_a_status() -> None:
+    classes = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, HarecError)]
+    codes = {cls.code for cls in classes}
+    assert len(codes) == len(classes)
+    drawn = errors.__doc__ or ""
+    assert all(cls.__name__ in drawn for cls in classes)
+    with pytest.raises(ValueError, match="unknown video error 'odd'; one of not_regular"):
+        VideoError("odd")

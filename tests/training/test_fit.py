@@ -1,0 +1,186 @@
+"""Fitting: a bundle that labels as it was trained, whatever interrupted it."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from safetensors.torch import load_file
+
+from harec_deploy.bundle import load
+from harec_deploy.errors import UsageError
+from training.datasets import Sample, scan_folders, write_manifest
+from training.fit import Recipe, Report, fit, fit_all, recipe_for
+from training.module import read_metrics
+from training.splits import split
+
+NONE: dict[str, object] = {}
+
+
+def small(**changes: object) -> Recipe:
+    recipe = recipe_for(
+        "lrcn",
+        sampling={"frames": 4},
+        size=NONE,
+        head={"hidden": 8},
+        optimisation={"epochs": 4, "batch": 4, "learning_rate": 3e-3},
+        seed=1,
+    )
+    return replace(recipe, **changes)  # type: ignore[arg-type]
+
+
+def report(epoch: Callable[[int], None] = lambda number: None) -> Report:
+    return Report(
+        say=lambda text: None, step=lambda done, total: None, epoch=lambda number, total, facts: epoch(number)
+    )
+
+
+@pytest.fixture(scope="module")
+def samples(videos: Path) -> list[Sample]:
+    done, _ = split(scan_folders(videos), (0, 0.5), seed=0)
+    return done
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def weights(run: Path) -> dict[str, np.ndarray]:
+    return {name: value.numpy() for name, value in load_file(run / "bundle/weights.safetensors").items()}
+
+
+def same(one: Path, other: Path) -> bool:
+    a, b = weights(one), weights(other)
+    return a.keys() == b.keys() and all(np.allclose(a[name], b[name], atol=1e-6) for name in a)
+
+
+def test_a_run_leaves_a_bundle_with_its_provenance(samples: list[Sample], tmp_path: Path, cache: Path) -> None:
+    fit(samples, small(), tmp_path / "run", report(), cache=cache)
+    spec = load(tmp_path / "run/bundle").spec
+    assert spec.classes == ["climb", "jump", "swim"]
+    assert spec.sampling.frames == 4
+    assert spec.training["videos"] == {"train": 3, "val": 0, "test": 3}
+    assert spec.training["seed"] == 1
+    assert spec.training["flip"] is True
+    held_out = [str(sample.path) for sample in samples if sample.split == "test"]
+    assert sorted(spec.training["proof_clips"]) == sorted(held_out)
+    assert (tmp_path / "run/test.txt").read_text().split() == spec.training["proof_clips"]
+    metrics = read_metrics(tmp_path / "run/metrics.csv")
+    assert [row["epoch"] for row in metrics] == [1, 2, 3, 4]
+    assert all(np.isfinite(list(row.values())).all() for row in metrics)
+
+
+def test_it_learns_what_it_is_shown(samples: list[Sample], tmp_path: Path, cache: Path) -> None:
+    recipe = small(flip=False)
+    longer = replace(recipe, optimisation=replace(recipe.optimisation, epochs=40, learning_rate=0.02))
+    fit(samples, longer, tmp_path / "run", report(), cache=cache)
+    metrics = read_metrics(tmp_path / "run/metrics.csv")
+    assert metrics[-1]["train_accuracy"] == 1.0
+    assert metrics[-1]["train_loss"] < 0.6 * metrics[0]["train_loss"]
+
+
+def test_the_seed_decides_the_weights(samples: list[Sample], tmp_path: Path, cache: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        fit(samples, small(seed=seed), tmp_path / name, report(), cache=cache)
+    assert same(tmp_path / "a", tmp_path / "b")
+    assert not same(tmp_path / "a", tmp_path / "c")
+
+
+def test_an_interrupted_run_goes_on_from_its_last_epoch(samples: list[Sample], tmp_path: Path, cache: Path) -> None:
+    epochs: list[int] = []
+
+    def interrupt(number: int) -> None:
+        epochs.append(number)
+        if number == 3 and epochs.count(3) == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(samples, small(), tmp_path / "run", report(interrupt), cache=cache)
+    assert not (tmp_path / "run/bundle").exists()
+    fit(samples, small(), tmp_path / "run", report(interrupt), cache=cache)
+    assert epochs[0] == 1
+    assert epochs[3] > 1, "it began anew"
+    assert [row["epoch"] for row in read_metrics(tmp_path / "run/metrics.csv")] == [1, 2, 3, 4]
+
+
+def test_a_finished_run_is_not_overwritten_unless_asked(samples: list[Sample], tmp_path: Path, cache: Path) -> None:
+    write_manifest(tmp_path / "m.csv", samples, "test")
+    arguments = (tmp_path / "m.csv", small(), tmp_path / "run", report())
+    fit_all(*arguments, folds=0, cache=cache, restart=False)
+    with pytest.raises(UsageError, match="is finished: evaluate it, use --restart"):
+        fit_all(*arguments, folds=0, cache=cache, restart=False)
+    fit_all(*arguments, folds=0, cache=cache, restart=True)
+    (tmp_path / "run/thesis.tex").write_text("years of work")
+    with pytest.raises(UsageError, match=r"which holds thesis\.tex that no run wrote"):
+        fit_all(*arguments, folds=0, cache=cache, restart=True)
+    assert (tmp_path / "run/thesis.tex").exists()
+
+
+def test_folds_train_a_model_without_each(samples: list[Sample], tmp_path: Path, cache: Path) -> None:
+    write_manifest(tmp_path / "m.csv", samples, "test")
+    bundles = fit_all(tmp_path / "m.csv", small(), tmp_path / "run", report(), folds=2, cache=cache, restart=False)
+    tested = [set(load(bundle).spec.training["proof_clips"]) for bundle in bundles]
+    assert tested[0] | tested[1] == {str(sample.path) for sample in samples}
+    assert not tested[0] & tested[1]
+    modified = [(bundle / "bundle.json").stat().st_mtime_ns for bundle in bundles]
+    again = fit_all(tmp_path / "m.csv", small(), tmp_path / "run", report(), folds=2, cache=cache, restart=False)
+    assert [(bundle / "bundle.json").stat().st_mtime_ns for bundle in again] == modified
+
+
+def test_a_frozen_encoder_keeps_its_weights(samples: list[Sample], tmp_path: Path, cache: Path) -> None:
+    torch.manual_seed(0)
+    state = torchvision.models.get_model("mobilenet_v2", weights=None).state_dict()
+    torch.save(state, tmp_path / "w.pth")
+    recipe = recipe_for(
+        "mobilenet_v2_lstm",
+        sampling={"frames": 2},
+        size={"width": 64, "height": 64},
+        head={"hidden": 8},
+        optimisation={"epochs": 2},
+        encoder_weights=str(tmp_path / "w.pth"),
+        freeze_encoder=True,
+    )
+    fit(samples, recipe, tmp_path / "run", report(), cache=cache)
+    trained = weights(tmp_path / "run")
+    np.testing.assert_array_equal(trained["encoder.backbone.trunk.0.0.weight"], state["features.0.0.weight"].numpy())
+    np.testing.assert_array_equal(
+        trained["encoder.backbone.trunk.0.1.running_mean"], state["features.0.1.running_mean"].numpy()
+    )
+    assert load(tmp_path / "run/bundle").spec.training["encoder"] == "frozen"
+
+
+def test_validation_keeps_the_best_epoch_and_stops_early(samples: list[Sample], tmp_path: Path, cache: Path) -> None:
+    watched = [replace(sample, split="val") if sample.split == "test" else sample for sample in samples]
+    recipe = small()
+    patient = replace(recipe, optimisation=replace(recipe.optimisation, epochs=60, patience=2, learning_rate=0.05))
+    fit(watched, patient, tmp_path / "run", report(), cache=cache)
+    metrics = read_metrics(tmp_path / "run/metrics.csv")
+    assert 3 <= len(metrics) < 60
+    losses = [row["val_loss"] for row in metrics]
+    assert min(losses) == pytest.approx(min(losses[:-2]))
+
+
+def test_a_class_without_training_videos_is_noticed(samples: list[Sample], tmp_path: Path, cache: Path) -> None:
+    wrong = [replace(sample, split="test") if sample.label == "jump" else sample for sample in samples]
+    with pytest.raises(UsageError, match="a class has no training samples"):
+        fit(wrong, small(), tmp_path / "run", report(), cache=cache)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architecture": "vgg"}, "unknown architecture 'vgg'; allowed are lrcn, resnet18_lstm"),
+        ({"head": {"pool": "min"}}, "Invalid enum value 'min' - at `$.pool`"),
+        ({"sampling": {"span": 2}}, "sampling.span is 2"),
+        ({"optimisation": {"schedule": "up"}}, "Invalid enum value 'up' - at `$.schedule`"),
+    ],
+)
+def test_recipe_values_are_checked(changes: dict[str, object], message: str) -> None:
+    arguments = {"architecture": "lrcn", "sampling": NONE, "size": NONE, "head": NONE, "optimisation": NONE} | changes
+    with pytest.raises(UsageError) as caught:
+        recipe_for(**arguments)  # type: ignore[arg-type]
+    assert message in str(caught.value)

@@ -1,0 +1,1 @@
+"""Training of action recognisers; run from a checkout as ``python -m training``."""

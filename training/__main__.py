@@ -1,0 +1,219 @@
+"""The command ``python -m training``: from folders of video to a bundle with known accuracy."""
+
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from harec_deploy.cli import console
+from harec_deploy.errors import UsageError
+
+if TYPE_CHECKING:
+    from training.evaluate import Evaluation
+    from training.fit import Report
+
+app = typer.Typer(
+    name="python -m training",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Train action recognisers: make or prepare a data set, fit, evaluate. The result is a bundle to export.",
+)
+
+
+@app.command()
+def synthesize(
+    out: Annotated[Path, typer.Argument(help="Folder to write the videos to, a folder a class.")],
+    actors: Annotated[int, typer.Option(help="People, each with a body, a camera and a background.")] = 10,
+    clips: Annotated[int, typer.Option(help="Videos of each actor and action.")] = 4,
+    seed: Annotated[int, typer.Option(help="Another seed gives other people.")] = 0,
+) -> None:
+    """Render a small data set of stick figures, real .mp4 and .avi files, whose actions one frame cannot tell apart."""
+    from training.synthetic import synthesize as render_all
+
+    with _counted("rendering") as step:
+        videos = render_all(out, actors=actors, clips_per_action=clips, seed=seed, progress=step)
+    console.say(f"{len(videos)} videos in {out}; next: python -m training prepare {out}")
+
+
+@app.command()
+def prepare(
+    videos: Annotated[Path, typer.Argument(help="A folder for each class, with its videos inside.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The manifest; VIDEOS/manifest.csv by default.")
+    ] = None,
+    group_regex: Annotated[
+        str, typer.Option(help="Finds the group in a file name, by its parentheses; UCF's gNN by default.")
+    ] = "",
+    val: Annotated[float, typer.Option(help="Share of the validation split.")] = 0.1,
+    test: Annotated[float, typer.Option(help="Share of the test split.")] = 0.1,
+    seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
+) -> None:
+    """Write a manifest of a class-per-folder tree, split by group where the file names carry one."""
+    from training.datasets import scan_folders, unreadable, write_manifest
+    from training.splits import split
+
+    found = scan_folders(videos, group_regex)
+    problems = unreadable(found)
+    for path, error in problems.items():
+        console.say(f"left out: {path}: {error.kind}: {error}")
+    samples, told = split([sample for sample in found if sample.path not in problems], (val, test), seed)
+    manifest = out or videos / "manifest.csv"
+    write_manifest(manifest, samples, f"python -m training {shlex.join(sys.argv[1:])}")
+    classes = len({sample.label for sample in samples})
+    console.say(f"{len(samples)} videos of {classes} classes; {told}")
+    console.say(f"written to {manifest}; next: python -m training fit {manifest}")
+
+
+@app.command()
+def fit(
+    manifest: Annotated[Path, typer.Argument(help="What prepare wrote.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")] = Path("runs/run"),
+    architecture: Annotated[str, typer.Option(help="lrcn, resnet50_lstm, mobilenet_v2_lstm, ...")] = "resnet50_lstm",
+    encoder_weights: Annotated[
+        str | None, typer.Option(help="imagenet, or a file with the encoder's state dict.")
+    ] = None,
+    finetune: Annotated[bool, typer.Option("--finetune", help="Train a pre-trained encoder too.")] = False,
+    frames: Annotated[int | None, typer.Option(help="Frames of a clip; the architecture's by default.")] = None,
+    size: Annotated[int | None, typer.Option(help="Width and height of a frame in pixels.")] = None,
+    resize: Annotated[str, typer.Option(help="stretch, or crop: shorter side and centre crop.")] = "stretch",
+    span: Annotated[float, typer.Option(help="Central share of a video that is sampled.")] = 1.0,
+    hidden: Annotated[int | None, typer.Option(help="Width of the LSTM.")] = None,
+    layers: Annotated[int | None, typer.Option(help="Layers of the LSTM.")] = None,
+    bidirectional: Annotated[bool, typer.Option("--bidirectional", help="Read the clip both ways.")] = False,
+    dropout: Annotated[float | None, typer.Option(help="Before the classifier and between layers.")] = None,
+    pool: Annotated[str | None, typer.Option(help="max, mean or last: how the LSTM's outputs are read.")] = None,
+    epochs: Annotated[int, typer.Option(help="Passes over the training videos.")] = 40,
+    batch: Annotated[int, typer.Option(help="Clips of a step.")] = 32,
+    learning_rate: Annotated[float, typer.Option(help="Of the head, at its highest.")] = 1e-3,
+    encoder_rate: Annotated[float, typer.Option(help="The encoder's, as a share of the head's.")] = 1.0,
+    schedule: Annotated[str, typer.Option(help="onecycle, cosine or none.")] = "onecycle",
+    patience: Annotated[int, typer.Option(help="Stop after so many epochs without a better val loss; 0: never.")] = 0,
+    flip: Annotated[bool, typer.Option("--flip/--no-flip", help="Mirror half of the clips.")] = True,
+    folds: Annotated[int, typer.Option(help="Train this many models, each without one fold of the groups.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of weights, batches and folds.")] = 0,
+    cache: Annotated[Path | None, typer.Option(help="Where decoded frames and features are kept.")] = None,
+    restart: Annotated[bool, typer.Option("--restart", help="Forget an earlier run in this folder.")] = False,
+) -> None:
+    """Train and write a bundle. Interrupted, the same command goes on from its last epoch."""
+    try:
+        from training.fit import fit_all, recipe_for
+    except ModuleNotFoundError as error:
+        raise console.missing(error, "train", "training") from None
+    recipe = recipe_for(
+        architecture,
+        sampling={"frames": frames, "span": span},
+        size={"width": size, "height": size, "mode": resize},
+        head={"hidden": hidden, "layers": layers, "bidirectional": bidirectional, "dropout": dropout, "pool": pool},
+        optimisation={
+            "epochs": epochs,
+            "batch": batch,
+            "learning_rate": learning_rate,
+            "encoder_rate": encoder_rate,
+            "schedule": schedule,
+            "patience": patience,
+        },
+        encoder_weights=encoder_weights,
+        freeze_encoder=encoder_weights is not None and not finetune,
+        flip=flip,
+        seed=seed,
+    )
+    with _report() as report:
+        bundles = fit_all(
+            manifest, recipe, out, report, folds=folds, cache=cache or manifest.parent / "cache", restart=restart
+        )
+    console.say(f"written to {', '.join(map(str, bundles))}; next: harec-deploy export {bundles[0]}")
+
+
+@app.command()
+def evaluate(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or one with fold-0, fold-1, ... inside.")],
+    split: Annotated[str, typer.Option(help="Which split of the run's manifest.")] = "test",
+    test_views: Annotated[int, typer.Option(help="Average over this many shifted and mirrored views, 1 to 6.")] = 1,
+    journal: Annotated[
+        Path | None, typer.Option(help="Take the labels from what harec-deploy label wrote instead.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for tables and pictures.")] = None,
+) -> None:
+    """Measure accuracy: tables by class as CSV and JSON, confusion matrix, curves and contact sheet as PNG."""
+    try:
+        from training.evaluate import run_folders, scored, summed_up
+    except ModuleNotFoundError as error:
+        raise console.missing(error, "train", "training") from None
+    if journal is not None and len(runs) != 1:
+        raise UsageError("--journal goes with one run")
+    every = []
+    for run in run_folders(runs):
+        with _counted(f"labelling {run}") as step:
+            evaluation = scored(run, split, views=test_views, journal=journal, progress=step)
+        folder = out if out and len(runs) == 1 else run / "evaluation"
+        _write_evaluation(evaluation, run, folder)
+        console.say(f"{run}: {evaluation.correct} of {len(evaluation.predictions)} right; written to {folder}")
+        every.append(evaluation)
+    predictions = [prediction for evaluation in every for prediction in evaluation.predictions]
+    _print_evaluation(summed_up(every[0].classes, predictions))
+
+
+def _write_evaluation(evaluation: "Evaluation", run: Path, folder: Path) -> None:
+    from training import plots
+    from training.evaluate import write
+    from training.module import read_metrics
+
+    write(evaluation, folder)
+    plots.confusion(evaluation, folder / "confusion.png")
+    plots.contact_sheet(evaluation.predictions, folder / "contact_sheet.png")
+    if history := read_metrics(run / "metrics.csv"):
+        plots.curves(history, folder / "curves.png")
+
+
+def _print_evaluation(evaluation: "Evaluation") -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from training.evaluate import wilson
+
+    table = Table("class", "precision", "recall", "F1", "videos")
+    for score in evaluation.by_class():
+        cells = (f"{value:.3f}" for value in (score.precision, score.recall, score.f1))
+        table.add_row(escape(score.name), *cells, str(score.count))
+    console.out.print(table)
+    count = len(evaluation.predictions)
+    low, high = wilson(evaluation.correct, count)
+    console.out.print(
+        f"accuracy {evaluation.accuracy:.1%} ({evaluation.correct} of {count}, 95 % between {low:.1%} and {high:.1%})"
+    )
+
+
+@contextmanager
+def _counted(what: str) -> Iterator[Callable[[int, int], None]]:
+    with console.progress_bar(what) as (progress, task):
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+@contextmanager
+def _report() -> Iterator["Report"]:
+    from training.fit import Report
+
+    with console.progress_bar("videos") as (progress, task):
+
+        def epoch(number: int, epochs: int, facts: dict[str, float]) -> None:
+            told = ", ".join(
+                f"{name} {facts[name]:.3f}" for name in sorted(facts) if name.endswith(("loss", "accuracy"))
+            )
+            progress.update(task, description="epochs", completed=number, total=epochs, note=told)
+            if number == epochs or number % max(epochs // 10, 1) == 0:
+                console.say(f"epoch {number} of {epochs}: {told}")
+
+        yield Report(
+            say=console.say,
+            step=lambda done, total: progress.update(task, completed=done, total=total),
+            epoch=epoch,
+        )
+
+
+if __name__ == "__main__":
+    console.run_app(app)

@@ -1,0 +1,191 @@
+"""Where training takes its clips from: stored features, stored frames, or videos decoded as they are needed.
+
+Every video is looked at on one grid: each of a clip's T parts is cut into PER_PART places, of which the middle one is
+what labelling takes. A clip is one place from each part: the middle ones, or random ones as augmentation (temporal
+jitter). So frames can be decoded, and features of a frozen encoder computed, once for all epochs, by the decoder of
+labelling.
+
+    part          |        1        |        2        |  ...  |        T        |
+    place         |  0  |  1  |  2  |  3  |  4  |  5  |  ...
+    labelling            *                 *                           *
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from harec_deploy import __version__
+from harec_deploy.decode import Decoder, Size, choose
+from harec_deploy.errors import UsageError, VideoError
+from harec_deploy.files import atomic_write
+from harec_deploy.label.workers import default_workers
+from harec_deploy.models.encoders import FrameEncoder
+from harec_deploy.sampling import ClipSampling, whole
+
+PER_PART = 3
+Progress = Callable[[int, int], None]
+
+
+class Source(Protocol):
+    """Clips by video and grid places."""
+
+    def clip(self, index: int, places: NDArray[np.int64], *, mirror: bool) -> Tensor:
+        """Return the clip of video ``index``: frames uint8 (T, H, W, 3) or features float32 (T, D)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """How videos are looked at."""
+
+    sampling: ClipSampling
+    size: Size
+
+    @property
+    def places(self) -> int:
+        """Places of a video's grid."""
+        return self.sampling.frames * PER_PART
+
+    def middle(self) -> NDArray[np.int64]:
+        """Return the places that labelling takes: int64 (T,)."""
+        return np.arange(self.sampling.frames, dtype=np.int64) * PER_PART + PER_PART // 2
+
+    def decode(self, decoder: Decoder, path: Path, places: NDArray[np.int64] | None = None) -> NDArray[np.uint8]:
+        """Return the frames at ``places``, or at all: uint8 (places, H, W, 3). Raises VideoError."""
+        chosen = slice(None) if places is None else places
+        return decoder.frames(
+            path,
+            lambda info: self.sampling.timestamps_s(whole(info.duration_s)[0], per_part=PER_PART)[chosen],
+            self.size,
+        ).pixels
+
+
+class DecodedFrames:
+    """Decodes each clip when it is asked for."""
+
+    def __init__(self, paths: Sequence[Path], grid: Grid) -> None:
+        self.paths = paths
+        self.grid = grid
+
+    def clip(self, index: int, places: NDArray[np.int64], *, mirror: bool) -> Tensor:
+        """Return frames uint8 (T, H, W, 3)."""
+        return _mirrored(torch.from_numpy(self.grid.decode(choose(), self.paths[index], places)), mirror)
+
+
+class StoredFrames:
+    """Frames of all videos at all places, in one memory-mapped file."""
+
+    def __init__(self, frames: NDArray[np.uint8]) -> None:
+        self.frames = frames  # (V, places, H, W, 3)
+
+    def clip(self, index: int, places: NDArray[np.int64], *, mirror: bool) -> Tensor:
+        """Return frames uint8 (T, H, W, 3)."""
+        return _mirrored(torch.from_numpy(np.asarray(self.frames[index, places])), mirror)
+
+
+class StoredFeatures:
+    """Features of all videos at all places, of the picture as it is and mirrored, in one memory-mapped file."""
+
+    def __init__(self, features: NDArray[np.float32]) -> None:
+        self.features = features  # (V, 2, places, D)
+
+    def clip(self, index: int, places: NDArray[np.int64], *, mirror: bool) -> Tensor:
+        """Return features float32 (T, D)."""
+        return torch.from_numpy(np.asarray(self.features[index, int(mirror), places]))
+
+
+def _mirrored(frames: Tensor, mirror: bool) -> Tensor:
+    return frames.flip(2) if mirror else frames  # width is the third axis of (T, H, W, 3)
+
+
+def stored_frames(paths: Sequence[Path], grid: Grid, cache: Path, progress: Progress) -> StoredFrames:
+    """Decode all places of all videos into ``cache``, or find them there.
+
+    Raises:
+        UsageError: a video cannot be decoded.
+    """
+    shape = (len(paths), grid.places, grid.size.height, grid.size.width, 3)
+    rows = (pixels for _, pixels in _decoded(paths, grid))
+    array = _stored(cache, _key("frames", paths, grid, b""), shape, np.dtype(np.uint8), rows, progress)
+    return StoredFrames(array)
+
+
+def stored_features(
+    paths: Sequence[Path], grid: Grid, encoder: FrameEncoder, cache: Path, progress: Progress
+) -> StoredFeatures:
+    """Compute the encoder's features of all places of all videos into ``cache``, or find them there.
+
+    The file's name is made of the encoder's weights, the grid, the decoder and the videos, so it is never stale.
+
+    Raises:
+        UsageError: a video cannot be decoded.
+    """
+    shape = (len(paths), 2, grid.places, encoder.feature_dim)
+    key = _key("features", paths, grid, weights_digest(encoder))
+    rows = (_both_ways(encoder, pixels) for _, pixels in _decoded(paths, grid))
+    return StoredFeatures(_stored(cache, key, shape, np.dtype(np.float32), rows, progress))
+
+
+def weights_digest(module: torch.nn.Module) -> bytes:
+    """Return a SHA-256 over all weights of a module."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.digest()
+
+
+def _both_ways(encoder: FrameEncoder, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Return features (2, places, D) of frames as they are and mirrored."""
+    frames = torch.from_numpy(pixels)
+    with torch.inference_mode():
+        return np.stack([encoder(frames).numpy(), encoder(frames.flip(2)).numpy()])
+
+
+def _key(kind: str, paths: Sequence[Path], grid: Grid, weights: bytes) -> str:
+    identities = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    facts = (kind, __version__, choose().name, PER_PART, grid.sampling, grid.size, weights, identities)
+    return f"{kind}-{hashlib.sha256(msgspec.json.encode(facts)).hexdigest()[:16]}.npy"
+
+
+def _stored(
+    cache: Path,
+    name: str,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    rows: Iterable[NDArray[Any]],
+    progress: Progress,
+) -> NDArray[Any]:
+    """Return the array in ``cache/name``, written row by row if it is not there yet, as a read-only memory map."""
+    path = cache / name
+    if not path.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as stream:
+            header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(stream, header)
+            for done, row in enumerate(rows, 1):
+                stream.write(np.ascontiguousarray(row, dtype=dtype).tobytes())
+                progress(done, shape[0])
+    array: NDArray[Any] = np.load(path, mmap_mode="r")
+    return array
+
+
+def _decoded(paths: Sequence[Path], grid: Grid) -> Iterable[tuple[Path, NDArray[np.uint8]]]:
+    """Yield all places of every video, in order, decoded ahead on all cores."""
+    decoder = choose()
+    workers = default_workers()
+    with ThreadPoolExecutor(workers) as pool:
+        for start in range(0, len(paths), 4 * workers):
+            block = paths[start : start + 4 * workers]
+            for path, future in [(path, pool.submit(grid.decode, decoder, path)) for path in block]:
+                try:
+                    yield path, future.result()
+                except VideoError as error:
+                    raise UsageError(f"{path}: {error.kind}: {error}; take it out of the manifest") from None
