@@ -1,6 +1,8 @@
 """What the packets of a video tell: clocks, gaps, hidden pictures, missing ends, damage; and real clips."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from harec_deploy.decode.pyav import PyAVDecoder
 from harec_deploy.errors import VideoError
 from tests.media import (
     Clip,
+    Sequential,
     cut,
     decode_all,
     flip_bytes,
@@ -165,6 +168,15 @@ def test_packed_avi_is_told_by_place(tmp_path: Path, b_frames: int) -> None:
     assert indices(path, (np.arange(60) + 0.5) / 25) == list(range(60))
 
 
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
+def test_packed_pictures_in_a_container_with_times(tmp_path: Path, suffix: str) -> None:
+    # Copied out of an AVI as they are: each picture gets the time of the packet before or behind it.
+    path = make_packed_avi(tmp_path / f"clip{suffix}", Clip(codec="mpeg4"))
+    times = [frame.pts for frame in decode_all(path).frames]
+    assert times != sorted(times)
+    assert indices(path, (np.arange(60) + 0.5) / 25) == list(range(60))
+
+
 def test_hidden_pictures_of_vp9(tmp_path: Path) -> None:
     path = make_hidden_vp9(tmp_path / "clip.webm", Clip(codec="libvpx-vp9"))
     with av.open(str(path)) as container:
@@ -234,15 +246,42 @@ def test_damage_gives_the_same_frames_every_time(tmp_path: Path, suffix: str) ->
     assert smart.bad_packets == again.bad_packets
 
 
-def test_bad_packets_are_counted(tmp_path: Path) -> None:
-    path = make_video(tmp_path / "clip.mp4", gop=1, b_frames=0, frames=20)
+@pytest.mark.parametrize(("codec", "suffix"), [("libx264", ".mp4"), ("libx264", ".avi"), ("mjpeg", ".avi")])
+def test_a_refused_packet_is_counted_and_moves_no_other(tmp_path: Path, codec: str, suffix: str) -> None:
+    path = make_video(tmp_path / f"clip{suffix}", codec=codec, gop=1, b_frames=0, frames=20)
     table = table_of(path)
     assert table.packets is not None
     third = bytes(table.packets[3])
     replace_bytes(path, third, bytes(len(third)))
-    got = PyAVDecoder().frames(path, np.arange(20) / 25, SIZE)
+    got = PyAVDecoder().frames(path, (np.arange(20) + 0.5) / 25, SIZE)
     assert got.bad_packets == 1
     assert [read_index(pixels) for pixels in got.pixels] == [0, 1, 2, 2, *range(4, 20)]  # the frame before stays
+
+
+OUT_OF_MEMORY = """
+import resource, sys
+from pathlib import Path
+from harec_deploy.decode import Size
+from harec_deploy.decode.pyav import PyAVDecoder
+small, big, selective = sys.argv[1:]
+PyAVDecoder().probe(Path(small))  # all libraries are loaded
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (8 << 20),) * 2)
+try:
+    PyAVDecoder(selective=selective == "yes").frames(Path(big), [0.0, 0.04], Size(width=8, height=8))
+except Exception as error:
+    print(getattr(error, "kind", error))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
+@pytest.mark.parametrize("selective", ["yes", "no"])
+def test_out_of_memory_is_not_taken_for_damage(tmp_path: Path, selective: str) -> None:
+    small = make_video(tmp_path / "small.mp4", codec="mpeg4", frames=2)
+    big = make_video(tmp_path / "big.mp4", codec="mpeg4", frames=2, width=4096, height=2304, gop=1, b_frames=0)
+    command = [sys.executable, "-c", OUT_OF_MEMORY, str(small), str(big), selective]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "out_of_memory\n"
 
 
 # Real clips
@@ -273,3 +312,16 @@ def test_real_clip(path: Path) -> None:
     np.testing.assert_array_equal(smart.pixels, plain.pixels)
     np.testing.assert_array_equal(smart.shown_s, plain.shown_s)
     assert smart.info == plain.info
+
+
+@pytest.mark.real_clips
+@pytest.mark.skipif(not REAL, reason=f"no folder of real clips at {CLIPS}: set HAREC_CLIPS")
+def test_packets_without_a_picture_keep_their_time() -> None:
+    # A screen recording in AVI. Most packets say "as before"; the decoder has no delay, so its times are right.
+    path = CLIPS / "vfr" / "fate__tscc__oneminute.avi"
+    with av.open(str(path)) as container:
+        shown_s = np.array([frame.pts / 15 for frame in container.decode(video=0)])
+    times = [5.6, 20.9, 28.2, 50.9]
+    got = PyAVDecoder().frames(path, times, SIZE)
+    truth = Sequential(decode_all(path).frames, shown_s, decode_all(path).context)
+    np.testing.assert_array_equal(got.pixels, truth.pixels(times, SIZE))

@@ -250,7 +250,7 @@ def _source(
     grid = Grid(recipe.sampling, recipe.size)
     if recipe.freeze_encoder:
         report.say(f"features of {len(paths)} videos by the frozen encoder, once for all epochs")
-        model.encoder.requires_grad_(False).eval()
+        model.encoder.to(memory_format=torch.channels_last).requires_grad_(False).eval()
         return stored_features(paths, grid, model.encoder, cache, report.step), model.head
     if len(paths) * grid.places * grid.size.height * grid.size.width * 3 > STORE_BYTES:
         report.say(f"frames of {len(paths)} videos are decoded in every epoch: too many to store")

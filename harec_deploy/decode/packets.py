@@ -104,6 +104,8 @@ def read_table(container: InputContainer, stream: VideoStream) -> PacketTable:
                 kept.append(packet)
             if len(rows) == 1 and packet.has_sidedata("encryption_info"):
                 raise VideoError("decoder_missing", "the video is encrypted")
+    except MemoryError:
+        raise
     except av.error.FFmpegError:
         broken = True
     if not rows:
@@ -143,7 +145,8 @@ def _table(
         raise VideoError("too_short", "the video shows no frame")
     pts, dts = _times([row.pts for row in rows]), _times([row.dts for row in rows])
     tick_s = float(stream.time_base or 0)
-    timed = container.format.name != "avi" and _tells_apart(pts[shown])
+    packed = any(row.pictures > 1 for row in rows)  # then each picture has the time of the packet beside its own
+    timed = container.format.name != "avi" and not packed and _tells_apart(pts[shown])
     if timed:
         shown = shown[np.argsort(pts[shown], kind="stable")]
         shown_s = (pts[shown] - pts[shown[0]]) * tick_s

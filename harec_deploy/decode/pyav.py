@@ -7,7 +7,7 @@ packet, plainly, and that result counts.
 """
 
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -129,6 +129,8 @@ def _selective(video: _Video, places: NDArray[np.int64], scaler: Scaler) -> dict
                     return None
                 if frame.pts in by_pts:
                     found[by_pts.pop(frame.pts)] = scaler.picture(frame)
+        except MemoryError:
+            raise
         except av.error.FFmpegError:
             return None
         if by_pts:
@@ -170,39 +172,70 @@ def _decode_run(video: _Video, start: int, wanted: Collection[int]) -> Iterator[
 
 def _sequential(video: _Video, places: NDArray[np.int64], scaler: Scaler) -> tuple[dict[int, Picture], int]:
     """Decode from the first packet on; a frame that does not appear is replaced by the one shown before it."""
-    table, context = video.table, video.stream.codec_context
+    table = video.table
     # Where timestamps can be trusted a frame is known by its own, elsewhere by its place.
     positions = table.pts[table.order[places]] if table.timed else places
     waiting = list(zip(positions.tolist(), places.tolist(), strict=True))[::-1]  # the next one last
     found: dict[int, Picture] = {}
-    refused = count = 0
     before: VideoFrame | None = None
-    for packet in _all_packets(video):
-        try:
-            frames = context.decode(packet)
-        except av.error.FFmpegError:
-            refused += 1
-            continue
-        for frame in frames:
-            position = (frame.pts if frame.pts is not None else -1) if table.timed else count
-            while waiting and waiting[-1][0] <= position:
-                wanted, place = waiting.pop()
-                found[place] = scaler.picture(frame if wanted == position or before is None else before)
-            before, count = frame, count + 1
+    frames = _Plain(video)
+    for position, frame in frames:
+        while waiting and waiting[-1][0] <= position:
+            wanted, place = waiting.pop()
+            found[place] = scaler.picture(frame if wanted == position or before is None else before)
+        before = frame
         if not waiting:
-            return found, refused
+            return found, frames.refused
     if before is None:
         kind = "truncated" if table.broken else "corrupt"
         raise VideoError(kind, f"none of {len(table.order)} frames can be decoded")
     found |= {place: scaler.picture(before) for _, place in waiting}
-    return found, refused
+    return found, frames.refused
+
+
+class _Plain:
+    """All frames of a video in the order they are shown, each with its position.
+
+    The position is the timestamp of a timed video. Elsewhere it is the place in display order: of the packet that gives
+    the frame, or, where the decoder holds frames back to reorder them, the count of frames.
+
+    refused: packets so far that the decoder raised an error for; the frames behind them keep their positions.
+    """
+
+    def __init__(self, video: _Video) -> None:
+        self.video = video
+        self.refused = 0
+
+    def __iter__(self) -> Iterator[tuple[int, VideoFrame]]:
+        table, context = self.video.table, self.video.stream.codec_context
+        place_of = {packet: place for place, packet in enumerate(table.order.tolist())}
+        count, immediate = 0, None
+        for index, packet in enumerate(_all_packets(self.video)):
+            try:
+                frames = context.decode(packet)
+            except MemoryError:
+                raise
+            except av.error.FFmpegError:
+                self.refused += 1
+                count += 1
+                continue
+            for frame in frames:
+                if immediate is None:
+                    immediate = place_of.get(index) == 0
+                place = place_of.get(index, count) if immediate else count
+                yield (frame.pts if frame.pts is not None else -1) if table.timed else place, frame
+                count += 1
 
 
 def _all_packets(video: _Video) -> Iterator["VideoPacket | None"]:
     """Yield every packet from the first on and, last, the None that empties the decoder."""
-    with suppress(av.error.FFmpegError):  # the table knows already that the file is broken there
+    try:
         packets = video.table.packets or video.container.demux(video.stream)
         yield from (packet for packet in packets if not is_end(packet))
+    except MemoryError:
+        raise
+    except av.error.FFmpegError:
+        pass  # the table knows already that the file is broken there
     yield None
 
 

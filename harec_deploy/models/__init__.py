@@ -8,6 +8,7 @@ A frame-wise recogniser is an encoder, frames -> features, and a head, the featu
 
 from dataclasses import dataclass
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -92,4 +93,5 @@ def from_bundle(bundle: Bundle) -> FramewiseModel:
         model.load_state_dict(load_file(bundle.path(spec.weights)))
     except (RuntimeError, UsageError) as error:
         raise BundleError(f"{bundle.folder}: weights and architecture do not fit: {one_line(error)}") from None
-    return model.eval()
+    # Frames come channels last; depthwise convolutions take twice the time where the weights do not.
+    return model.to(memory_format=torch.channels_last).eval()
