@@ -15,6 +15,7 @@ from harec_deploy.decode import Frames, Size, VideoInfo, packets, pyav
 from harec_deploy.decode.packets import PacketTable, read_table
 from harec_deploy.decode.pyav import PyAVDecoder
 from harec_deploy.errors import VideoError
+from harec_deploy.sampling import ClipSampling, Window
 from tests.media import (
     Clip,
     Sequential,
@@ -325,3 +326,12 @@ def test_packets_without_a_picture_keep_their_time() -> None:
     got = PyAVDecoder().frames(path, times, SIZE)
     truth = Sequential(decode_all(path).frames, shown_s, decode_all(path).context)
     np.testing.assert_array_equal(got.pixels, truth.pixels(times, SIZE))
+
+
+@pytest.mark.real_clips
+@pytest.mark.skipif(not REAL, reason=f"no folder of real clips at {CLIPS}: set HAREC_CLIPS")
+@pytest.mark.parametrize("path", [path for path in REAL if path.parent.name == "encrypted"], ids=lambda path: path.name)
+def test_an_encrypted_video_has_no_frames(path: Path) -> None:
+    with pytest.raises(VideoError) as caught:
+        PyAVDecoder().frames(path, ClipSampling(frames=16).timestamps_s(Window(0, 5)), SIZE)
+    assert caught.value.kind in {"decoder_missing", "corrupt", "not_video"}

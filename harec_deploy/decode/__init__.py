@@ -64,7 +64,7 @@ class Frames:
 
     pixels: uint8 RGB (T, H, W, 3), one for each timestamp asked for.
     shown_s: float64 (T,), when each of them is first shown.
-    bad_packets: packets that the decoder refused on the way.
+    bad_packets: packets that the decoder refused on the way, and damaged frames among these.
     """
 
     info: VideoInfo

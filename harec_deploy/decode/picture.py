@@ -19,12 +19,16 @@ _FLAGS = Interpolation.BILINEAR  # colours within 3 levels; FULL_CHR_H_INT bring
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One frame as shown: pixels uint8 RGB (H, W, 3) at the model's size, and the video's own size and turn."""
+    """One frame as shown: pixels uint8 RGB (H, W, 3) at the model's size, and the video's own size and turn.
+
+    damaged: the decoder made up parts of it.
+    """
 
     pixels: NDArray[np.uint8]
     width: int
     height: int
     rotation_degrees: int
+    damaged: bool
 
 
 class Scaler:
@@ -51,7 +55,7 @@ class Scaler:
         top, left = (height - self.size.height) // 2, (width - self.size.width) // 2
         pixels = np.ascontiguousarray(shown[top : top + self.size.height, left : left + self.size.width])
         shape = (frame.height, frame.width) if turned else (frame.width, frame.height)
-        return Picture(pixels, *shape, rotation_degrees(matrix))
+        return Picture(pixels, *shape, rotation_degrees(matrix), frame.is_corrupt)
 
     def _scaled(self, frame: VideoFrame, *, turned: bool) -> tuple[int, int]:
         """Return (width, height) of the shown picture after scaling and before the crop."""

@@ -72,12 +72,15 @@ class PyAVDecoder:
             raise VideoError("out_of_memory") from None
         except av.error.FFmpegError as error:
             raise VideoError("corrupt", f"FFmpeg: {error.strerror}") from None
+        damaged = sum(picture.damaged for picture in found.values())
+        if 2 * damaged > len(found):  # noise, as of an encrypted stream that does not say so
+            raise VideoError("corrupt", f"{damaged} of {len(found)} frames are damaged")
         first = found[int(places[0])]
         return Frames(
             info=replace(info, width=first.width, height=first.height, rotation_degrees=first.rotation_degrees),
             pixels=np.stack([found[int(place)].pixels for place in places]),
             shown_s=video.table.shown_s[places],
-            bad_packets=bad_packets,
+            bad_packets=bad_packets + damaged,
         )
 
     @contextmanager
