@@ -9,6 +9,7 @@ from harec_deploy.cli import console
 from harec_deploy.cli.export import export
 from harec_deploy.cli.inspect import inspect
 from harec_deploy.cli.label import label
+from harec_deploy.cli.report import report
 
 app = typer.Typer(
     name="harec-deploy",
@@ -36,7 +37,7 @@ def _root(
     """
 
 
-for _command in (export, label, inspect):
+for _command in (export, label, report, inspect):
     app.command()(_command)
 
 

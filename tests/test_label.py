@@ -267,8 +267,12 @@ class TestProcess:
         assert len(paths) == len(set(paths)) == 72
 
     def test_a_full_disk_loses_no_row(self, folder: Path, exported: Path) -> None:
-        """A limit on the file's size stands for the full disk: the same error path, in the middle of a row."""
-        limit = 2500
+        """A limit on the size of files stands for the full disk: the same error, in the middle of a row."""
+        run(exported, "in/climb/v_climb_g01_c01.mp4")
+        header, row = Path("out.jsonl").read_text().splitlines()
+        earlier = [row.replace('"mtime_ns":', f'"mtime_ns":{n}') for n in range(1, 800)]  # of files that are gone
+        Path("out.jsonl").write_text("\n".join([header, row, *earlier, ""]))
+        limit = Path("out.jsonl").stat().st_size + 1500
         code = f"""
             import resource, signal
             from harec_deploy.__main__ import main
@@ -282,8 +286,8 @@ class TestProcess:
         assert "out.jsonl cannot be written: File too large; the rows before are whole. Make room" in full.stderr
         assert "Traceback" not in full.stderr
         assert Path("out.jsonl").stat().st_size == limit
-        rows = len(lines_so_far()) - 1
-        assert 0 < rows < 12
+        rows = len(lines_so_far()) - 1 - len(earlier)
+        assert 1 < rows < 12
         out, _ = self.start(exported, "--json").communicate(timeout=120)
         assert json.loads(out)["done"] == 12 - rows
 
@@ -298,3 +302,12 @@ def test_rows_keep_the_designs_fields() -> None:
         "frames_expected frames_decoded decoder variant error"
     )
     assert [name for name in Row.__struct_fields__ if name != "path_b64"] == expected.split()
+
+
+def test_a_damaged_name_in_the_middle_is_a_damaged_line(folder: Path, exported: Path) -> None:
+    run(exported, "in/climb")
+    text = Path("out.jsonl").read_text().splitlines(keepends=True)
+    text[1] = text[1].replace('"path_b64":null', '"path_b64":"x"')
+    Path("out.jsonl").write_text("".join(text))
+    with pytest.raises(OutputError, match=r"out\.jsonl, line 2 is damaged"):
+        run(exported, "in/climb")

@@ -24,6 +24,7 @@ def label(
     runner: Annotated[str, typer.Option(help="auto, openvino or onnx.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
     workers: Annotated[int | None, typer.Option(help="Videos decoded at a time; all cores by default.")] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds that decoding one video may take.")] = 120.0,
     top_k: Annotated[int, typer.Option(help="Classes kept in each row.")] = 5,
     all_files: Annotated[bool, typer.Option("--all-files", help="Take files of any suffix in folders.")] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Forget the journal and begin anew.")] = False,
@@ -33,6 +34,7 @@ def label(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary.")] = False,
 ) -> None:
     """Label videos: one row each, whatever happens. The same command again does what is missing."""
+    from harec_deploy.label.child import Limits
     from harec_deploy.label.run import Options
     from harec_deploy.label.run import label as label_videos
 
@@ -48,6 +50,7 @@ def label(
             precision=precision,
             top_k=top_k,
             workers=workers,
+            limits=Limits(seconds=timeout),
             all_files=all_files,
             restart=restart,
             retry_failed=retry_failed,

@@ -9,7 +9,7 @@ shown, in which order and when, and where decoding can start, so that a decoder 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import av
 import numpy as np
@@ -18,12 +18,13 @@ from av.packet import Packet
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from harec_deploy.decode.bitstream import shown_pictures
+from harec_deploy.decode.bitstream import is_packed, shown_pictures
 from harec_deploy.errors import VideoError
 
 VideoPacket: TypeAlias = "Packet[VideoStream]"  # generic for type checkers only
 
 KEEP_BYTES = 64 << 20  # packets of a file up to this size stay in memory; of a larger one they are read again
+HEADER_BYTES = 4096  # of a key packet, in which its encoder may say what it is
 HIDING_CODECS = frozenset(["vp8", "vp9", "mpeg4"])  # whose packets may show no picture, or two
 _MISSING = np.iinfo(np.int64).min
 RAW_STREAMS = frozenset(["h264", "hevc", "h263", "m4v", "mpegvideo", "obu"])
@@ -38,6 +39,8 @@ class PacketTable:
     keys: int64 (K,), ascending indices of packets that decoding can start from.
     order: int64 (F,), packet index of each shown frame in display order; where not ``timed``, in decode order.
     shown_s: float64 (F,), when each frame is first shown, from the first one.
+    droppable: int64, ascending indices of packets at whose turn a picture is decoded that nothing refers to, as far as
+        that is known without decoding.
     timed: timestamps can be trusted; otherwise frames are told apart by their place in a sequential decode.
     packets: the packets themselves, or None for a large file.
     broken: reading stopped at an error, or before the end that the header promises.
@@ -49,6 +52,7 @@ class PacketTable:
     order: NDArray[np.int64]
     shown_s: NDArray[np.float64]
     duration_s: float
+    droppable: NDArray[np.int64]
     timed: bool
     broken: bool
     packets: list[VideoPacket] | None
@@ -69,15 +73,14 @@ class PacketTable:
         return int(usable[-1]) if len(usable) else None
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """What the table keeps of a packet; pictures: how many it shows."""
+class _Row(NamedTuple):
+    """What the table keeps of a packet; pictures: a letter for each that it shows."""
 
     pts: int | None
     dts: int | None
     duration: int
     key: bool
-    pictures: int
+    pictures: str
 
 
 def read_table(container: InputContainer, stream: VideoStream) -> PacketTable:
@@ -90,15 +93,18 @@ def read_table(container: InputContainer, stream: VideoStream) -> PacketTable:
     kept: list[VideoPacket] = []
     rows: list[_Row] = []
     broken = False
+    packed = is_packed(stream.codec_context.extradata or b"")
     codec, context = stream.codec.canonical_name, stream.codec_context
     macroblocks = -(-context.width // 16) * -(-context.height // 16)
     try:
         for packet in container.demux(stream):
             if is_end(packet):
                 break
-            pictures = 0 if packet.is_discard else 1  # an edit list cuts it off
+            pictures = "" if packet.is_discard else "P"  # an edit list cuts it off
             if pictures and codec in HIDING_CODECS:
-                pictures = shown_pictures(codec, bytes(packet), macroblocks)
+                data = memoryview(packet)
+                packed = packed or (packet.is_keyframe and is_packed(data[:HEADER_BYTES]))
+                pictures = shown_pictures(codec, data, macroblocks, packed=packed)
             rows.append(_Row(packet.pts, packet.dts, packet.duration or 0, packet.is_keyframe, pictures))
             if keep:
                 kept.append(packet)
@@ -118,18 +124,20 @@ def is_end(packet: VideoPacket) -> bool:
     return packet.size == 0 and packet.dts is None
 
 
-def _showing(rows: list[_Row]) -> list[int]:
-    """Return the packets at whose turn a picture is shown.
+def _turns(rows: list[_Row]) -> tuple[list[bool], list[bool]]:
+    """Tell at which packets' turns a picture is decoded, and which of those can be left out.
 
-    Of two pictures in one packet the second is shown at the next packet's turn, which shows none of its own.
+    Of two pictures in one packet the second has the next packet's turn. If that packet has a picture too, it is put by
+    while the one before is decoded, and would be lost if that were left out.
     """
-    shown, waiting = [], 0
-    for index, row in enumerate(rows):
+    shown, droppable, waiting = [], [], ""
+    for row in rows:
+        keeps_another = bool(waiting and row.pictures)
         waiting += row.pictures
-        if waiting:
-            shown.append(index)
-            waiting -= 1
-    return shown
+        shown.append(bool(waiting))
+        droppable.append(waiting[:1] == "B" and not keeps_another)
+        waiting = waiting[1:]
+    return shown, droppable
 
 
 def _table(
@@ -140,12 +148,13 @@ def _table(
     broken: bool,
     packets: list[VideoPacket] | None,
 ) -> PacketTable:
-    shown = np.array(_showing(rows), dtype=np.int64)
+    showing, droppable = _turns(rows)
+    shown = np.flatnonzero(showing)
     if not len(shown):
         raise VideoError("too_short", "the video shows no frame")
     pts, dts = _times([row.pts for row in rows]), _times([row.dts for row in rows])
     tick_s = float(stream.time_base or 0)
-    packed = any(row.pictures > 1 for row in rows)  # then each picture has the time of the packet beside its own
+    packed = any(len(row.pictures) > 1 for row in rows)  # then each picture has the time of the packet beside its own
     timed = container.format.name != "avi" and not packed and _tells_apart(pts[shown])
     if timed:
         shown = shown[np.argsort(pts[shown], kind="stable")]
@@ -156,7 +165,8 @@ def _table(
     else:
         shown_s = np.arange(len(shown)) / (clock_fps(stream) or FALLBACK_FPS)
     duration_s = float(shown_s[-1]) + _last_frame_s(shown_s, rows[int(shown[-1])].duration * tick_s, stream)
-    turns = int(dts.max() - dts.min()) + 1 if container.format.name == "avi" and _tells_apart(dts) else len(rows)
+    avi = container.format.name == "avi"
+    count = int(dts.max() - dts.min()) + 1 if avi and _tells_apart(dts) else len(rows)
     return PacketTable(
         pts=pts,
         dts=dts,
@@ -164,8 +174,9 @@ def _table(
         order=shown,
         shown_s=shown_s,
         duration_s=duration_s,
+        droppable=np.flatnonzero(droppable),
         timed=timed,
-        broken=broken or _missing_tail(turns, duration_s, container, stream),
+        broken=broken or _missing_tail(count, duration_s, container, stream),
         packets=packets,
     )
 

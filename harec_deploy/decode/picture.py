@@ -19,7 +19,7 @@ _FLAGS = Interpolation.BILINEAR  # colours within 3 levels; FULL_CHR_H_INT bring
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One frame as shown: pixels uint8 RGB (H, W, 3) at the model's size, and the video's own size and turn.
+    """One frame as shown: pixels uint8 RGB (H, W, 3) at the model's size, read-only, and the video's size and turn.
 
     damaged: the decoder made up parts of it.
     """
@@ -51,9 +51,9 @@ class Scaler:
         scaled = self._reformatter.reformat(
             frame, width=stored[0], height=stored[1], format="rgb24", interpolation=_FLAGS, threads=1
         )
-        shown = show(np.asarray(scaled.to_ndarray(), dtype=np.uint8), matrix)
+        shown = show(_view(scaled), matrix)
         top, left = (height - self.size.height) // 2, (width - self.size.width) // 2
-        pixels = np.ascontiguousarray(shown[top : top + self.size.height, left : left + self.size.width])
+        pixels = shown[top : top + self.size.height, left : left + self.size.width]
         shape = (frame.height, frame.width) if turned else (frame.width, frame.height)
         return Picture(pixels, *shape, rotation_degrees(matrix), frame.is_corrupt)
 
@@ -67,6 +67,14 @@ class Scaler:
         if aspect * size.height >= size.width:  # too wide for the box: heights agree, the sides are cut
             return max(size.width, round(size.height * aspect)), size.height
         return size.width, max(size.height, round(size.width / aspect))
+
+
+def _view(frame: VideoFrame) -> NDArray[np.uint8]:
+    """Return the pixels of an rgb24 frame (H, W, 3) where they lie; they live as long as the array does."""
+    plane = frame.planes[0]
+    rows = np.frombuffer(memoryview(plane), dtype=np.uint8, count=plane.line_size * frame.height)
+    rows = rows.reshape(frame.height, plane.line_size)
+    return rows[:, : frame.width * 3].reshape(frame.height, frame.width, 3)
 
 
 def display_matrix(frame: VideoFrame) -> NDArray[np.int32] | None:

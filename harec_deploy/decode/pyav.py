@@ -78,7 +78,7 @@ class PyAVDecoder:
         first = found[int(places[0])]
         return Frames(
             info=replace(info, width=first.width, height=first.height, rotation_degrees=first.rotation_degrees),
-            pixels=np.stack([found[int(place)].pixels for place in places]),
+            pixels=np.ascontiguousarray(np.stack([found[int(place)].pixels for place in places])),
             shown_s=video.table.shown_s[places],
             bad_packets=bad_packets + damaged,
         )
@@ -113,10 +113,10 @@ class PyAVDecoder:
             if found is not None:
                 return found, 0
         elif video.table.packets is not None:
-            return _sequential(video, places, scaler)
+            return _sequential(video, places, scaler, drop=self.selective and not video.table.broken)
         with _container(video.descriptor) as container:  # a demuxer and a decoder that have seen nothing yet
             fresh = replace(video, container=container, stream=self._stream(container))
-            return _sequential(fresh, places, scaler)
+            return _sequential(fresh, places, scaler, drop=False)
 
 
 def _selective(video: _Video, places: NDArray[np.int64], scaler: Scaler) -> dict[int, Picture] | None:
@@ -173,15 +173,20 @@ def _decode_run(video: _Video, start: int, wanted: Collection[int]) -> Iterator[
     yield from context.decode(None)
 
 
-def _sequential(video: _Video, places: NDArray[np.int64], scaler: Scaler) -> tuple[dict[int, Picture], int]:
-    """Decode from the first packet on; a frame that does not appear is replaced by the one shown before it."""
+def _sequential(
+    video: _Video, places: NDArray[np.int64], scaler: Scaler, *, drop: bool
+) -> tuple[dict[int, Picture], int]:
+    """Decode from the first packet on; a frame that does not appear is replaced by the one shown before it.
+
+    With ``drop``, frames that are told by their place are left out where nothing refers to them and none is wanted.
+    """
     table = video.table
     # Where timestamps can be trusted a frame is known by its own, elsewhere by its place.
     positions = table.pts[table.order[places]] if table.timed else places
     waiting = list(zip(positions.tolist(), places.tolist(), strict=True))[::-1]  # the next one last
     found: dict[int, Picture] = {}
     before: VideoFrame | None = None
-    frames = _Plain(video)
+    frames = _Plain(video, set(places.tolist()) if drop and not table.timed else None)
     for position, frame in frames:
         while waiting and waiting[-1][0] <= position:
             wanted, place = waiting.pop()
@@ -202,18 +207,25 @@ class _Plain:
     The position is the timestamp of a timed video. Elsewhere it is the place in display order: of the packet that gives
     the frame, or, where the decoder holds frames back to reorder them, the count of frames.
 
+    wanted: if given, pictures at other places are not decoded where nothing refers to them.
     refused: packets so far that the decoder raised an error for; the frames behind them keep their positions.
     """
 
-    def __init__(self, video: _Video) -> None:
+    def __init__(self, video: _Video, wanted: set[int] | None) -> None:
         self.video = video
+        self.wanted = wanted
         self.refused = 0
 
     def __iter__(self) -> Iterator[tuple[int, VideoFrame]]:
         table, context = self.video.table, self.video.stream.codec_context
         place_of = {packet: place for place, packet in enumerate(table.order.tolist())}
+        droppable = frozenset(table.droppable.tolist())
         count, immediate = 0, None
         for index, packet in enumerate(_all_packets(self.video)):
+            # Such a picture is shown as soon as it is decoded, so the count tells its place.
+            drop = self.wanted is not None and index in droppable and count not in self.wanted
+            context.skip_frame = "NONREF" if drop else "DEFAULT"
+            count += drop
             try:
                 frames = context.decode(packet)
             except MemoryError:

@@ -202,9 +202,10 @@ def read_rows(path: Path) -> tuple[dict[tuple[str, int, int], Row], int]:
             if number > 1:
                 try:
                     row = decoder.decode(line)
-                except msgspec.DecodeError as error:
+                    key = row.key
+                except (msgspec.DecodeError, ValueError) as error:
                     raise OutputError(f"{path}, line {number} is damaged: {error}; mend it or use --restart") from None
-                rows.pop(row.key, None)
-                rows[row.key] = row
+                rows.pop(key, None)
+                rows[key] = row
             whole += len(line)
     return rows, whole

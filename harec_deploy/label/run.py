@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from harec_deploy import __version__
 from harec_deploy.decode import choose
 from harec_deploy.discover import VideoFile, discover
 from harec_deploy.errors import UsageError
+from harec_deploy.label.child import Limits
 from harec_deploy.label.journal import Header, Journal, Row, make_row, read_header
 from harec_deploy.label.outputs import write_csv
 from harec_deploy.label.workers import Decoded, decode_ahead, default_workers
@@ -79,6 +80,7 @@ class Options:
     """How to run.
 
     out: the journal, or a .csv that is written beside a journal of the same name.
+    limits: of memory and seconds for each video.
     runner, precision: what executes the bundle; "auto" takes the fastest, or what the journal was begun with.
     announce: called with a line of text when a choice was made; progress: with (rows done, rows in all, row).
     """
@@ -88,6 +90,7 @@ class Options:
     precision: str = "auto"
     top_k: int = 5
     workers: int | None = None
+    limits: Limits = field(default_factory=Limits)
     all_files: bool = False
     restart: bool = False
     retry_failed: bool = False
@@ -105,9 +108,9 @@ class Options:
             raise UsageError(f"--out {self.out}: the suffix gives the form; allowed are .jsonl and .csv")
         if not self.out.parent.is_dir():
             raise UsageError(f"--out {self.out}: there is no folder {self.out.parent}")
-        for name, value in (("--top-k", self.top_k), ("--workers", self.workers)):
+        for name, value in (("--top-k", self.top_k), ("--workers", self.workers), ("--timeout", self.limits.seconds)):
             if value is not None and value < 1:
-                raise UsageError(f"{name} {value}: allowed are 1 and more")
+                raise UsageError(f"{name} {value:g}: allowed are 1 and more")
 
 
 def label(bundle: Path, inputs: Sequence[str], options: Options) -> Summary:
@@ -131,7 +134,7 @@ def label(bundle: Path, inputs: Sequence[str], options: Options) -> Summary:
     with Journal(options.journal, header, restart=options.restart) as journal:
         todo = [video for video in found.videos if _is_due(journal.rows.get(video.key), retry=options.retry_failed)]
         skipped = len(found.videos) - len(todo)
-        for done, (video, result) in enumerate(_label(recognizer, todo, stages), 1):
+        for done, (video, result) in enumerate(_label(recognizer, todo, stages, options.limits), 1):
             row = make_row(video, result, header)
             journal.append(row)
             options.progress(skipped + done, len(found.videos), row)
@@ -178,7 +181,7 @@ def label_stream(
 ) -> Iterator[VideoResult]:
     """Label (name, path) pairs and yield the results as they are done."""
     files = (VideoFile.at(name, path) for name, path in videos)
-    for _, result in _label(recognizer, files, Stages(workers or default_workers())):
+    for _, result in _label(recognizer, files, Stages(workers or default_workers()), Limits()):
         yield result
 
 
@@ -187,16 +190,11 @@ def _is_due(row: Row | None, *, retry: bool) -> bool:
 
 
 def _label(
-    recognizer: Recognizer, videos: Iterable[VideoFile], stages: Stages
+    recognizer: Recognizer, videos: Iterable[VideoFile], stages: Stages, limits: Limits
 ) -> Iterator[tuple[VideoFile, VideoResult]]:
     """Decode ahead and classify; frames of many videos share the encoder's batches."""
-    decoder = choose()
     waiting: list[Decoded] = []
-    for decoded in decode_ahead(
-        videos,
-        lambda video: decoder.frames(video.path, recognizer.timestamps_s, recognizer.spec.size),
-        stages.workers,
-    ):
+    for decoded in decode_ahead(videos, recognizer.spec, choose().name, stages.workers, limits):
         stages.decode_s += decoded.seconds
         if decoded.error:
             yield decoded.video, VideoResult(decoded.video.name, error=decoded.error)

@@ -1,0 +1,95 @@
+"""A decoder that does what the first bytes of a file tell it to: the faults of decoders, on order, in a real child."""
+
+import ctypes
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from harec_deploy.decode import Frames, Size, Timestamps, VideoInfo
+from harec_deploy.decode.pyav import PyAVDecoder
+
+
+def hang() -> None:
+    """Sleep for ever."""
+    while True:
+        time.sleep(60)
+
+
+def hold_the_interpreter() -> None:
+    """Never come back from C, with the interpreter's lock held, so that no Python signal handler could run."""
+    ctypes.PyDLL(None).sleep(10**6)
+
+
+def spin() -> None:
+    """Use up the CPU time."""
+    while True:
+        pass
+
+
+def use_memory() -> None:
+    """Take memory until there is none."""
+    taken = []
+    while True:
+        taken.append(np.empty(1 << 26, dtype=np.uint8))
+
+
+def answer_with(data: bytes) -> None:
+    """Write raw bytes where the answer is expected."""
+    for descriptor in range(3, 64):
+        try:
+            stream = socket.socket(fileno=os.dup(descriptor))
+        except OSError:
+            continue
+        try:
+            stream.getpeername()
+            stream.sendall(data)
+        except OSError:
+            continue
+    hang()
+
+
+def fork_and_die() -> None:
+    """Leave a grandchild behind."""
+    if os.fork() == 0:
+        hang()
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+FAULTS = {
+    b"SEGV": lambda: os.kill(os.getpid(), signal.SIGSEGV),
+    b"ABRT": os.abort,
+    b"KILL": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    b"EXIT": lambda: os._exit(0),
+    b"RAISE": lambda: [][1],
+    b"HANG": hang,
+    b"HOLD": hold_the_interpreter,
+    b"SPIN": spin,
+    b"OOM": use_memory,
+    b"GARBAGE": lambda: answer_with(b"\x08\0\0\0notmsgpk"),
+    b"FLOOD": lambda: answer_with(b"\xff" * (1 << 20)),
+    b"HALF": lambda: answer_with(b"\x10\0\0\0half"),
+    b"WRITE": lambda: Path(f"/tmp/harec-written-{os.getpid()}").write_bytes(b"x" * 100),
+    b"SAY": lambda: (sys.stderr.write("what went wrong\n"), os._exit(7)),
+}
+
+
+class FaultyDecoder(PyAVDecoder):
+    """Decodes like its parent, except for files that begin with the name of a fault."""
+
+    def frames(self, path: Path, timestamps_s: Timestamps, size: Size) -> Frames:
+        """Commit the fault, or decode."""
+        with path.open("rb") as stream:
+            head = stream.read(8)
+        for name, fault in FAULTS.items():
+            if head.startswith(name):
+                fault()
+        return super().frames(path, timestamps_s, size)
+
+    def probe(self, path: Path) -> VideoInfo:
+        """Probe like the parent."""
+        return super().probe(path)
