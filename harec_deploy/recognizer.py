@@ -79,6 +79,7 @@ class Recognizer:
         self.bundle = bundle
         self.spec: BundleSpec = bundle.spec
         self.execution = execution
+        self.reason = "the only way that was asked for and is proved"
         self._graphs: dict[str, Graph] = {
             name: execution.runner.load(bundle.path(file), precision=execution.precision, threads=threads)
             for name, file in bundle.spec.variants[execution.variant].graphs.items()
@@ -208,7 +209,12 @@ def load(
             refused.append(error)
     if not ready:
         raise refused[0]
-    return ready[0] if len(ready) == 1 else max(ready, key=clips_per_s)
+    if len(ready) > 1:
+        speeds = {each: clips_per_s(each) for each in ready}
+        ready.sort(key=lambda each: speeds[each], reverse=True)
+        told = (f"{each.execution.runner.name} {each.execution.precision} {speeds[each]:.1f}" for each in ready)
+        ready[0].reason = f"the fastest here, in clips/s: {', '.join(told)}"
+    return ready[0]
 
 
 def clips_per_s(recognizer: Recognizer, seconds: float = 0.3) -> float:

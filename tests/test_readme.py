@@ -2,13 +2,14 @@
 
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 
+from benchmarks import tables
 from harec_deploy.__main__ import app as deploy
 from training.__main__ import app as training
 
@@ -84,3 +85,8 @@ def test_the_project_names_no_machine() -> None:
     for name in tracked.split("\0")[:-1]:
         data = (ROOT / name).read_bytes()
         assert not re.search(rb"(?:/ro" + rb"ot/|/wo" + rb"rk/|py" + rb"pi\.org)", data), name
+
+
+@pytest.mark.parametrize(("name", "make"), [("decode", tables.decode_table), ("accuracy", tables.accuracy_table)])
+def test_tables_are_the_measured_ones(name: str, make: Callable[[], str]) -> None:
+    assert f"<!-- {name} -->\n{make()}\n<!-- /{name} -->" in README

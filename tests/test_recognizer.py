@@ -103,7 +103,11 @@ class TestLabel:
 
 class TestChoice:
     def test_auto_takes_something_that_is_proved(self, exported: Path) -> None:
-        chosen = harec_deploy.load(exported).execution
+        recognizer = harec_deploy.load(exported)
+        chosen = recognizer.execution
+        first, _, rest = recognizer.reason.removeprefix("the fastest here, in clips/s: ").partition(", ")
+        assert first.startswith(f"{chosen.runner.name} {chosen.precision} ")
+        assert float(first.split()[-1]) >= max(float(each.split()[-1]) for each in rest.split(", "))
         proof = load_bundle(exported).spec.variants[chosen.variant].proof(chosen.runner.name, chosen.precision)
         assert proof is not None
         assert proof.passed

@@ -127,7 +127,7 @@ def label(bundle: Path, inputs: Sequence[str], options: Options) -> Summary:
         passed_over = ", ".join(f"{count} {what}" for what, count in found.ignored.items()) or "no files"
         raise UsageError(f"no videos in {', '.join(inputs)} ({passed_over} passed over; --all-files takes every file)")
     recognizer = _load(bundle, options)
-    options.announce(f"{len(found.videos)} videos; {recognizer.execution}")
+    options.announce(f"{len(found.videos)} videos; {recognizer.execution} ({recognizer.reason})")
     header = make_header(recognizer, options.top_k)
     stages = Stages(options.workers or default_workers())
     start = time.perf_counter()
