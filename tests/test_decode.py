@@ -321,6 +321,8 @@ BAD = {
 @pytest.mark.parametrize("selective", [True, False])
 @pytest.mark.parametrize("name", BAD)
 def test_refusals(tmp_path: Path, name: str, selective: bool) -> None:
+    if name == "unknown codec" and tuple(map(int, av.__version__.split(".")[:2])) < (18, 1):
+        pytest.skip("PyAV before 18.1 ends the process on such a file (PyAV-Org/PyAV#2344)")
     make, kinds = BAD[name]
     path = make(tmp_path)
     decoder = PyAVDecoder(selective=selective)

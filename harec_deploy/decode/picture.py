@@ -28,6 +28,7 @@ class Picture:
     width: int
     height: int
     rotation_degrees: int
+    pixel_format: str
     damaged: bool
 
 
@@ -55,7 +56,7 @@ class Scaler:
         top, left = (height - self.size.height) // 2, (width - self.size.width) // 2
         pixels = shown[top : top + self.size.height, left : left + self.size.width]
         shape = (frame.height, frame.width) if turned else (frame.width, frame.height)
-        return Picture(pixels, *shape, rotation_degrees(matrix), frame.is_corrupt)
+        return Picture(pixels, *shape, rotation_degrees(matrix), frame.format.name, frame.is_corrupt)
 
     def _scaled(self, frame: VideoFrame, *, turned: bool) -> tuple[int, int]:
         """Return (width, height) of the shown picture after scaling and before the crop."""

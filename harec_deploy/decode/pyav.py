@@ -77,7 +77,13 @@ class PyAVDecoder:
             raise VideoError("corrupt", f"{damaged} of {len(found)} frames are damaged")
         first = found[int(places[0])]
         return Frames(
-            info=replace(info, width=first.width, height=first.height, rotation_degrees=first.rotation_degrees),
+            info=replace(
+                info,
+                width=first.width,
+                height=first.height,
+                pixel_format=first.pixel_format,
+                rotation_degrees=first.rotation_degrees,
+            ),
             pixels=np.ascontiguousarray(np.stack([found[int(place)].pixels for place in places])),
             shown_s=video.table.shown_s[places],
             bad_packets=bad_packets + damaged,
@@ -286,7 +292,7 @@ def _video_stream(container: InputContainer) -> VideoStream:
 
 
 def _info(video: _Video) -> VideoInfo:
-    """Return what the packets say; size and rotation as shown are known once a frame is decoded."""
+    """Return what the packets say; a decoded frame tells its format and, as shown, its size and rotation."""
     table, stream = video.table, video.stream
     if len(table.order) < MIN_FRAMES:
         kind = "truncated" if table.broken else "too_short"
@@ -299,7 +305,7 @@ def _info(video: _Video) -> VideoInfo:
         height=context.height,
         codec=stream.codec.canonical_name,
         container=video.container.format.name.split(",")[0],
-        pixel_format=context.pix_fmt or "unknown",
+        pixel_format="",
         rotation_degrees=0,
         frames_expected=stream.frames or None,
         frames_found=len(table.order),
