@@ -41,7 +41,7 @@ from tests.media import Clip, make_packed_avi, write_frames
 VIDEOS_FOLDER = Path(tempfile.gettempdir()) / "harec_videos"
 SIDE = 224
 FRAMES = 16
-PACKAGES = ("av", "torchcodec", "torch", "decord", "opencv-python-headless", "numpy")
+PACKAGES = ("av", "torchcodec", "torch", "decord", "opencv-python-headless", "numpy", "openvino", "torchvision")
 Decode = Callable[[Path, NDArray[np.float64], NDArray[np.int64]], Any]
 
 X264 = {"preset": "fast", "crf": "23"}
@@ -69,9 +69,9 @@ class Video:
     errors: dict[str, str] = field(default_factory=dict)
 
 
-def scene(clip: Clip) -> Iterator[VideoFrame]:
+def scene(clip: Clip, seed: int = 1) -> Iterator[VideoFrame]:
     """Yield a panning texture with objects that cross it and grain that is new in each frame."""
-    random = np.random.default_rng(1)
+    random = np.random.default_rng(seed)
     height, width = clip.height, clip.width
     wide = np.zeros((height, 2 * width), np.float32)
     for cell in (64, 16, 4):  # detail of several sizes, as in photographs
@@ -262,7 +262,9 @@ def machine() -> dict[str, Any]:
         (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
     )
     versions = {package.name: package.version for package in distributions() if package.name in PACKAGES}
-    return {"cpu": model, "cores": os.cpu_count(), "python": platform.python_version(), "versions": versions}
+    load = round(os.getloadavg()[0], 2)
+    about = {"cpu": model, "cores": os.cpu_count(), "load": load, "python": platform.python_version()}
+    return about | {"versions": versions}
 
 
 def main(

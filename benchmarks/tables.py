@@ -40,5 +40,62 @@ def accuracy_table() -> str:
     return "\n".join(rows)
 
 
+def end_to_end_table() -> str:
+    """Return videos a second from file to label, and how many times the notebook's loop that is."""
+    facts = json.loads((RESULTS / "end_to_end.json").read_text())
+    speeds = facts["videos_per_s"]
+    rows = ["| from file to label | videos/s | times the notebook | share of the bound |", "|---|---|---|---|"]
+    loops = ("notebook", "notebook channels last")
+    rows += [f"| {name} | {speeds[name]:.2f} | {speeds[name] / speeds['notebook']:.2f} | |" for name in loops]
+    for precision in ("fp32", "bf16"):
+        own = facts[precision]
+        cells = f"{speeds[f'label {precision}']:.2f} | {own['times_notebook']:.2f} | {own['of_bound']:.2f}"
+        rows.append(f"| `harec-deploy label --precision {precision}` | {cells} |")
+    rows.append(f"| decode alone | {speeds['decode']:.1f} | | |")
+    rows += [f"| engine alone, {way} | {speeds[f'engine {way}']:.2f} | | |" for way in ("fp32", "bf16")]
+    return "\n".join(rows)
+
+
+def windows_table() -> str:
+    """Return the seconds that a minute of video takes with shared features and without."""
+    facts = json.loads((RESULTS / "windows.json").read_text())
+    told = f"{facts['windows']} windows over {facts['frames']} frames, s"
+    rows = [f"| {told} | shared features | encoder anew for each | times faster |", "|---|---|---|---|"]
+    for way in ("fp32", "bf16"):
+        own = facts[way]
+        rows.append(f"| {way} | {own['shared']:.1f} | {own['anew']:.1f} | {own['times_faster']:.2f} |")
+    return "\n".join(rows)
+
+
+def folders_table() -> str:
+    """Return what a run holds as the folder grows."""
+    rows = ["| videos | ms a video | memory, MiB | descriptors | children |", "|---|---|---|---|---|"]
+    for own in json.loads((RESULTS / "soak.json").read_text())["folders"]:
+        cells = [f"{own['videos']:,}", f"{own['ms_a_video']:.1f}"]
+        cells += [" to ".join(f"{value:g}" for value in own[name]) for name in ("rss_mib", "descriptors", "children")]
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def lengths_table() -> str:
+    """Return what a run holds as one video grows."""
+    rows = ["| one video of | times real time | memory, MiB | its decoding child, MiB |", "|---|---|---|---|"]
+    for own in json.loads((RESULTS / "soak.json").read_text())["lengths"]:
+        memory = " to ".join(f"{value:g}" for value in own["rss_mib"])
+        cells = [f"{own['duration_s'] / 60:.0f} min", f"{own['times_real_time']}", memory, f"{own['child_rss_mib']:g}"]
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+TABLES = {
+    "decode": decode_table,
+    "accuracy": accuracy_table,
+    "end_to_end": end_to_end_table,
+    "windows": windows_table,
+    "folders": folders_table,
+    "lengths": lengths_table,
+}
+
 if __name__ == "__main__":
-    print(decode_table(), accuracy_table(), sep="\n\n")
+    for name, table in TABLES.items():
+        print(f"<!-- {name} -->", table(), f"<!-- /{name} -->", sep="\n", end="\n\n")

@@ -33,7 +33,8 @@ def _root(
 ) -> None:
     """Human action recognition put to work: export with proof, label folders of video.
 
-    Exit status: 0 all done, 1 the run could not go on, 2 usage, 3 some videos failed, 5 proof failed, 130 interrupted.
+    Exit status: 0 all done, 1 the run could not go on, 2 usage, 3 some videos failed, 4 output
+    locked by a live run, 5 proof failed, 130 or 143 interrupted and to be resumed.
     """
 
 

@@ -9,6 +9,8 @@ Every file is named in bundle.json with its SHA-256 and is verified before anyth
 """
 
 import hashlib
+import tokenize
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -28,6 +30,7 @@ SCHEMA = 1
 SPEC_FILE = "bundle.json"
 WEIGHTS_FILE = "weights.safetensors"
 CHECK_FILE = "check.npz"
+MAX_SPEC_BYTES = 64 << 20
 GRAPH_SETS = ({"encoder", "head"}, {"model"})  # of a frame-wise and of a clip-wise model
 
 
@@ -152,11 +155,26 @@ class Bundle:
         return self.folder / file.path
 
     def check_clips(self) -> tuple[NDArray[np.uint8], NDArray[np.float32]] | None:
-        """Return clips uint8 (K, T, H, W, 3) with the reference's logits float32 (K, C), or None if there are none."""
+        """Return clips uint8 (K, T, H, W, 3) with the reference's logits float32 (K, C), or None if there are none.
+
+        Raises:
+            BundleError: the file is damaged or compressed, or its arrays do not fit the bundle.
+        """
         if self.spec.check is None:
             return None
-        with np.load(self.path(self.spec.check), allow_pickle=False) as arrays:
-            return arrays["clips"], arrays["logits"]
+        path, size, frames = self.path(self.spec.check), self.spec.size, self.spec.sampling.frames
+        try:
+            with zipfile.ZipFile(path) as packed:
+                if any(part.compress_type != zipfile.ZIP_STORED for part in packed.infolist()):
+                    raise ValueError("it is compressed, so there is no telling what it unpacks to")
+                clips, logits = (_array(packed, name) for name in ("clips.npy", "logits.npy"))
+        except _BAD_ARRAYS as error:
+            raise BundleError(f"{path} holds no check clips: {error}; export the bundle again") from None
+        shapes = (len(logits), frames, size.height, size.width, 3), (len(clips), len(self.spec.classes))
+        got = f"{clips.dtype} {clips.shape} with {logits.dtype} {logits.shape}"
+        if got != (wanted := f"uint8 {shapes[0]} with float32 {shapes[1]}"):
+            raise BundleError(f"{path}: check clips and logits are {got}, not {wanted}; export the bundle again")
+        return clips, logits
 
     def fingerprint(self, variant: str) -> str:
         """Return a SHA-256 over all that decides the labels of ``variant``: graphs, classes, sampling, size."""
@@ -164,6 +182,17 @@ class Bundle:
         graphs = {name: file.sha256 for name, file in sorted(spec.variants[variant].graphs.items())}
         parts = (graphs, spec.classes, spec.sampling, spec.size, spec.temperature)
         return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
+
+
+# What a damaged or hostile .npz raises; TokenError comes from NumPy's reading of the array's header.
+_BAD_ARRAYS: tuple[type[Exception], ...] = (OSError, ValueError, LookupError, EOFError, RuntimeError, MemoryError)
+_BAD_ARRAYS += (TypeError, zipfile.BadZipFile, tokenize.TokenError)
+
+
+def _array(packed: zipfile.ZipFile, name: str) -> NDArray[Any]:
+    with packed.open(name) as stream:
+        array: NDArray[Any] = np.lib.format.read_array(stream, allow_pickle=False)
+    return np.atleast_1d(array)
 
 
 def file_ref(folder: Path, path: Path) -> FileRef:
@@ -191,14 +220,17 @@ def load(folder: Path) -> Bundle:
     _check_weights(bundle)
     for variant in bundle.spec.variants.values():
         for file in variant.graphs.values():
-            if file.path.endswith(".onnx"):
-                _check_onnx(bundle.path(file))
+            _check_onnx(bundle.path(file))  # under any name: a runner looks at the content only
     return bundle
 
 
 def _read_spec(folder: Path) -> BundleSpec:
     path = folder / SPEC_FILE
     try:
+        if path.exists() and not path.is_file():
+            raise BundleError(f"{folder} is no bundle: {SPEC_FILE} is no regular file")
+        if path.stat().st_size > MAX_SPEC_BYTES:
+            raise BundleError(f"{path} has {path.stat().st_size} bytes, allowed are {MAX_SPEC_BYTES}")
         text = path.read_bytes()
     except OSError as error:
         raise BundleError(f"{folder} is no bundle: {SPEC_FILE} cannot be read ({error.strerror})") from None
@@ -209,7 +241,7 @@ def _read_spec(folder: Path) -> BundleSpec:
                 f"{path}: schema version {schema}; this harec-deploy reads {SCHEMA}: use a matching version"
             )
         return msgspec.json.decode(text, type=BundleSpec)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(f"{path} is damaged or was edited: {error}") from None
 
 
@@ -218,6 +250,15 @@ class _Schema(msgspec.Struct):
 
 
 def _verify(folder: Path, file: FileRef) -> None:
+    try:
+        _verify_file(folder, file)
+    except (OSError, ValueError, RuntimeError) as error:  # no name that a file can have, a loop of links, no permission
+        name = repr(file.path[:100])
+        told = error.strerror if isinstance(error, OSError) else error
+        raise BundleError(f"{name} cannot be read from the bundle {folder}: {told}") from None
+
+
+def _verify_file(folder: Path, file: FileRef) -> None:
     inside = PurePosixPath(file.path)
     path = folder / inside
     if inside.is_absolute() or ".." in inside.parts or not path.resolve().is_relative_to(folder.resolve()):
@@ -235,18 +276,26 @@ def _check_weights(bundle: Bundle) -> None:
     for name, values in read_safetensors(path):
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             raise BundleError(f"{path}: {name} holds NaN or infinity: train again")
-        if name == "head.classifier.weight" and len(values) != classes:
-            raise BundleError(f"{path}: the head gives {len(values)} classes, {SPEC_FILE} names {classes}")
+        if name == "head.classifier.weight" and values.shape[:1] != (classes,):
+            given = values.shape[0] if values.ndim else "no"
+            raise BundleError(f"{path}: the head gives {given} classes, {SPEC_FILE} names {classes}")
 
 
 _DTYPES = {"F32": "<f4", "F64": "<f8", "F16": "<f2", "I64": "<i8", "I32": "<i4", "U8": "|u1", "BOOL": "|b1"}
 
 
+class _TensorEntry(msgspec.Struct, frozen=True):
+    dtype: str
+    shape: list[int]
+    data_offsets: tuple[int, int]
+
+
 def read_safetensors(path: Path) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Yield (name, tensor) of a safetensors file, as views of the mapped file; needs no package.
+    """Yield (name, tensor) of a safetensors file, as views of the mapped file, in its order; needs no package.
 
     Raises:
-        BundleError: the file does not follow https://github.com/huggingface/safetensors (format).
+        BundleError: the file does not follow https://github.com/huggingface/safetensors (format): tensors that
+            overlap or leave a hole, in which other data could hide, are refused too.
     """
     try:
         data = np.memmap(path, dtype=np.uint8, mode="r")
@@ -254,11 +303,18 @@ def read_safetensors(path: Path) -> Iterator[tuple[str, NDArray[Any]]]:
         if length > len(data) - 8:
             raise ValueError(f"header of {length} bytes")
         header = msgspec.json.decode(data[8 : 8 + length].tobytes(), type=dict[str, Any])
-        for name, entry in header.items():
-            if name != "__metadata__":
-                start, end = (8 + length + int(offset) for offset in entry["data_offsets"])
-                yield name, data[start:end].view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+        header.pop("__metadata__", None)
+        entries = msgspec.convert(header, dict[str, _TensorEntry])
+        tensors, at = data[8 + length :], 0
+        for name, entry in sorted(entries.items(), key=lambda item: item[1].data_offsets):
+            start, end = entry.data_offsets
+            if start != at or end < start or min(entry.shape, default=0) < 0:
+                raise ValueError(f"{name} of shape {entry.shape} lies at bytes {start} to {end}, expected at {at}")
+            yield name, tensors[start:end].view(_DTYPES[entry.dtype]).reshape(entry.shape)
+            at = end
+        if at != len(tensors):
+            raise ValueError(f"its tensors end at byte {at} of {len(tensors)}")
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise BundleError(f"{path} is no safetensors file: {error}") from None
 
 

@@ -1,7 +1,7 @@
 """Finds the videos of a labelling run: what is there, what was passed over and why.
 
-Nothing is opened here. In a folder links are not followed and only regular files are taken, so nothing outside of what
-was named is reached.
+Nothing is opened here. In a folder only regular files are taken, and links are not followed, or only those that stay
+inside it, so nothing outside of what was named is reached.
 """
 
 import os
@@ -17,7 +17,7 @@ _SUFFIXES = "3g2 3gp asf avi divx dv flv m2ts m4v mkv mov mp4 mpeg mpg mts mxf o
 SUFFIXES = frozenset(f".{suffix}" for suffix in _SUFFIXES.split())
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class VideoFile:
     """One input: ``name`` as shown in the journal, absolute ``path``, and its identity.
 
@@ -55,22 +55,32 @@ class Discovery:
     ignored: Counter[str] = field(default_factory=Counter)
 
 
-def discover(inputs: Iterable[str], *, all_files: bool = False) -> Discovery:
+def discover(
+    inputs: Iterable[str], *, all_files: bool = False, follow_links: bool = False, but: Iterable[Path] = ()
+) -> Discovery:
     """Find the videos of ``inputs``: files, folders (recursive), globs, ``@list.txt`` with a path a line.
 
     A file that is named is always taken; in a folder only names with a video's suffix are, unless ``all_files``.
     A file that is reached twice by the same name counts once.
 
+    follow_links: in a folder also take the files that links lead to, if they lie inside the folder that was named and
+        were not reached without a link; each of them once, by the name of its first link.
+    but: files and folders that are not taken from folders: the run's own.
+
     Raises:
         UsageError: a path that does not exist, a glob that matches nothing, a URL.
     """
     found = Discovery()
+    own = frozenset(os.path.realpath(path) for path in but)
     for name in _expand(inputs):
         if Path(name).is_dir():
-            _walk(name, found, all_files=all_files)
+            links = list(_walk(name, found, all_files=all_files, own=own))
+            followed = _follow(links, name, found, all_files=all_files) if follow_links else 0
+            found.ignored["links"] += len(links) - followed
         else:
             # A link that was named itself is meant; one that turns up in a folder is not followed.
-            found.videos.append(VideoFile.at(name, Path(name).resolve()))
+            found.videos.append(VideoFile.at(name, Path(os.path.realpath(name))))
+    found.ignored += Counter()  # without the zeros
     unique = {video.name: video for video in found.videos}
     found.videos = sorted(unique.values(), key=lambda video: os.fsencode(video.name))
     return found
@@ -110,7 +120,9 @@ def _listed(path: Path) -> list[str]:
     return [os.fsdecode(line.rstrip(b"\r")) for line in lines if line.strip()]
 
 
-def _walk(folder: str, found: Discovery, *, all_files: bool) -> None:
+def _walk(folder: str, found: Discovery, *, all_files: bool, own: frozenset[str]) -> Iterator[str]:
+    """Take the videos of a folder and of those in it; yield the links."""
+    names = {Path(path).name for path in own}  # a path is resolved only where its name says that it may be own
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: os.fsencode(entry.name))
     except OSError as error:
@@ -120,10 +132,33 @@ def _walk(folder: str, found: Discovery, *, all_files: bool) -> None:
         return
     for entry in entries:
         if entry.is_symlink():
-            found.ignored["links"] += 1
+            yield entry.path
+        elif entry.name in names and os.path.realpath(entry.path) in own:
+            found.ignored["own files"] += 1
         elif entry.is_dir(follow_symlinks=False):
-            _walk(entry.path, found, all_files=all_files)
-        elif all_files or Path(entry.name).suffix.lower() in SUFFIXES:
+            yield from _walk(entry.path, found, all_files=all_files, own=own)
+        elif all_files or _is_named_like_a_video(entry.path):
             found.videos.append(VideoFile.at(entry.path, Path(entry.path).absolute()))
         else:
             found.ignored["other files"] += 1
+
+
+def _follow(links: Iterable[str], root: str, found: Discovery, *, all_files: bool) -> int:
+    """Take what ``links`` in ``root`` lead to, and return how many files that were.
+
+    A link to a folder inside leads to nothing new: all that is in it was walked to already.
+    """
+    inside = Path(os.path.realpath(root))
+    taken = {os.path.realpath(video.path) for video in found.videos}
+    before = len(taken)
+    for name in links:
+        target = os.path.realpath(name)
+        wanted = all_files or _is_named_like_a_video(name)
+        if wanted and target not in taken and inside in Path(target).parents and Path(target).is_file():
+            taken.add(target)
+            found.videos.append(VideoFile.at(name, Path(target)))
+    return len(taken) - before
+
+
+def _is_named_like_a_video(path: str) -> bool:
+    return Path(path).suffix.lower() in SUFFIXES

@@ -20,6 +20,7 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_SOME_VIDEOS_FAILED = 3
 EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
 
 VIDEO_ERRORS = {
     "not_regular": "not a regular file (a FIFO, socket, device or broken link)",
@@ -34,7 +35,7 @@ VIDEO_ERRORS = {
     "truncated": "the file ends before a frame could be decoded",
     "corrupt": "no frame could be decoded, or most are damaged",
     "too_short": "fewer than two frames",
-    "too_large": "more pixels a frame than the limit",
+    "too_large": "more pixels a frame, or more windows, than the limit",
     "timeout": "decoding took longer than the limit",
     "decoder_crashed": "the decoder died",
     "out_of_memory": "the decoder ran out of memory",

@@ -1,9 +1,11 @@
 """Files that appear whole or not at all, and files that are opened for what they are."""
 
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
+import socket
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -11,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from harec_deploy.errors import VideoError
+from harec_deploy.errors import OutputError, OutputLocked, VideoError
 
 
 @contextmanager
@@ -21,13 +23,13 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     The temporary file has mode 0600 while it is written, is synced before the rename and removed when the block raises,
     so a reader sees the old content or the new, never a part.
     """
-    handle, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", suffix=".tmp", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=_prefix(path), suffix=".tmp", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        Path(name).chmod(0o666 & ~_umask())
+        Path(name).chmod(0o666 & ~_UMASK)
         Path(name).replace(path)
         sync_folder(path.parent)
     except BaseException:
@@ -39,12 +41,12 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield an empty temporary sibling folder; it takes the place of ``path`` when the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{path.name[:100]}.", suffix=".tmp", dir=path.parent))
+    staging = Path(tempfile.mkdtemp(prefix=_prefix(path), suffix=".tmp", dir=path.parent))
     try:
         yield staging
-        staging.chmod(0o777 & ~_umask())
+        staging.chmod(0o777 & ~_UMASK)
         if path.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name[:100]}.", suffix=".old", dir=path.parent))
+            old = Path(tempfile.mkdtemp(prefix=_prefix(path), suffix=".old", dir=path.parent))
             path.replace(old)
             staging.replace(path)
             shutil.rmtree(old)
@@ -54,6 +56,52 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep other processes from writing ``path`` by a lock on a file beside it, which says who holds it.
+
+    The lock is the system's, so it is free as soon as its process has ended, in whatever way.
+
+    Raises:
+        OutputLocked: another process holds it.
+        OutputError: the lock's file cannot be made there.
+    """
+    lock = lock_path(path)
+    try:
+        handle = _take(lock)
+    except BlockingIOError:
+        holder = lock.read_text(errors="replace").strip() or "another process"
+        raise OutputLocked(f"{path} is written by {holder}: wait until it has ended, or name another --out") from None
+    except OSError as error:
+        raise OutputError(f"{path} cannot be locked: {lock.name}: {error.strerror}; name another --out") from None
+    try:
+        os.ftruncate(handle, 0)
+        os.write(handle, f"pid {os.getpid()} on host {socket.gethostname()}\n".encode())
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def lock_path(path: Path) -> Path:
+    """Return the file beside ``path`` that is locked in its place."""
+    return path.with_name(f"{path.name}.lock")
+
+
+def _take(lock: Path) -> int:
+    """Return the descriptor of the locked file; it may be removed by its last holder while we wait for it."""
+    while True:
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if lock.exists() and os.path.samestat(os.fstat(handle), lock.stat()):
+                return handle
+        except OSError:
+            os.close(handle)
+            raise
+        os.close(handle)
 
 
 def sync_folder(folder: Path) -> None:
@@ -74,10 +122,13 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _prefix(path: Path) -> str:
+    """Return the beginning of a temporary sibling's name, short enough for any file system."""
+    return os.fsdecode(b"." + os.fsencode(path.name)[:100] + b".")
+
+
+_UMASK = os.umask(0o022)  # can only be read by setting it, which is not for threads to do
+os.umask(_UMASK)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ tensors.
 from collections.abc import Iterator
 
 _LENGTH_DELIMITED = 2
+_MAX_DEPTH = 200  # messages inside each other: a loop in a loop takes four; real graphs have few
 _EXTERNAL_DATA, _DATA_LOCATION = 13, 14  # TensorProto
 
 # message -> {field number: message of the field}
@@ -27,19 +28,21 @@ def has_external_data(model: bytes) -> bool:
     """Tell whether any tensor of a serialised ONNX model refers to another file.
 
     Raises:
-        ValueError: the bytes are not a protobuf message.
+        ValueError: the bytes are not a protobuf message, or one that is nested beyond reason.
     """
-    return _walk(memoryview(model), "Model")
+    return _walk(memoryview(model), "Model", 1)
 
 
-def _walk(data: memoryview, message: str) -> bool:
+def _walk(data: memoryview, message: str, depth: int) -> bool:
+    if depth > _MAX_DEPTH:
+        raise ValueError(f"more than {_MAX_DEPTH} messages inside each other")
     if message == "Tensor":
         return any(
             number in (_EXTERNAL_DATA, _DATA_LOCATION) and value not in (0, b"") for number, value in _fields(data)
         )
     holders = _HOLDERS[message]
     return any(
-        _walk(value, holders[number])
+        _walk(value, holders[number], depth + 1)
         for number, value in _fields(data)
         if number in holders and isinstance(value, memoryview)
     )

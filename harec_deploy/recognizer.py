@@ -14,23 +14,16 @@ from numpy.typing import NDArray
 
 from harec_deploy.bundle import Bundle, BundleSpec
 from harec_deploy.bundle import load as load_bundle
-from harec_deploy.decode import Frames, VideoInfo
+from harec_deploy.decode import VideoInfo, choose
 from harec_deploy.errors import BundleError, UsageError, VideoError
 from harec_deploy.runners import Execution, Graph, executions
-from harec_deploy.sampling import Window, whole
+from harec_deploy.sampling import Window, Windowing
+from harec_deploy.segments import Segment, label_of, merge
+from harec_deploy.windows import Track
 
 BATCH_FRAMES = 16  # frames to the encoder at a time: more gains nothing on a CPU
+BATCH_CLIPS = 64  # clips of features to the head at a time
 CHECK_TOLERANCE = 1e-3  # how far fp32 probabilities may move between machines
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """One label over the half-open span [start_s, end_s) of a video."""
-
-    start_s: float
-    end_s: float
-    label: str
-    score: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +31,10 @@ class VideoResult:
     """The label of one video, or why it has none.
 
     path: as it was given.
-    top: (class, probability), most probable first; empty when the video failed.
+    top: (class, probability), most probable first; empty when the video failed. Of several windows, their mean.
+    segments: of a video that was looked at in windows.
     info: None when the video could not be opened.
+    min_score: below it the label is "unknown".
     """
 
     path: str
@@ -48,11 +43,12 @@ class VideoResult:
     info: VideoInfo | None = None
     bad_packets: int = 0
     error: VideoError | None = None
+    min_score: float = 0.0
 
     @property
     def label(self) -> str | None:
-        """The most probable class."""
-        return self.top[0][0] if self.top else None
+        """The most probable class, or "unknown"."""
+        return label_of(*self.top[0], self.min_score) if self.top else None
 
     @property
     def score(self) -> float | None:
@@ -74,7 +70,7 @@ class Recognizer:
         """Load the graphs of ``execution`` and test them on the bundle's check clips.
 
         Raises:
-            BundleError: a graph cannot be loaded, or the labels of the check clips come out wrong.
+            BundleError: a graph cannot be loaded or is of another model, or the check clips' labels come out wrong.
         """
         self.bundle = bundle
         self.spec: BundleSpec = bundle.spec
@@ -84,6 +80,7 @@ class Recognizer:
             name: execution.runner.load(bundle.path(file), precision=execution.precision, threads=threads)
             for name, file in bundle.spec.variants[execution.variant].graphs.items()
         }
+        self._try()
         self._check()
 
     def encode(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -92,7 +89,7 @@ class Recognizer:
         Raises:
             UsageError: frames of another shape or type; a clip-wise model, which has no features of single frames.
         """
-        if "encoder" not in self._graphs:
+        if not self.framewise:
             raise UsageError("this model takes whole clips, not frames: use predict")
         self._expect(frames, (self.spec.size.height, self.spec.size.width, 3), "frames (N, H, W, 3)")
         parts = [self._graphs["encoder"](part) for part in _batches(frames, BATCH_FRAMES)]
@@ -110,64 +107,112 @@ class Recognizer:
         """
         size, count = self.spec.size, self.spec.sampling.frames
         self._expect(clips, (count, size.height, size.width, 3), "clips (B, T, H, W, 3)")
-        if "model" in self._graphs:
+        if not self.framewise:
             return softmax(self._graphs["model"](clips) / self.spec.temperature)
         features = self.encode(clips.reshape(-1, size.height, size.width, 3))
         return self.classify(features.reshape(len(clips), count, -1))
 
-    def label(self, path: str | Path, *, windows: Sequence[Window] | None = None) -> VideoResult:
+    @property
+    def framewise(self) -> bool:
+        """Frames have features of their own: encoder and head, as against one model of whole clips."""
+        return "encoder" in self._graphs
+
+    @property
+    def batch_clips(self) -> int:
+        """How many clips are classified at a time: of features, or of pixels for as many frames as the encoder's."""
+        return BATCH_CLIPS if self.framewise else max(BATCH_FRAMES // self.spec.sampling.frames, 1)
+
+    @property
+    def part_frames(self) -> int:
+        """How many frames of a video are decoded, and encoded, at a time."""
+        return max(self.spec.sampling.frames, BATCH_FRAMES)
+
+    def keep(self, frames: NDArray[np.uint8]) -> NDArray[Any]:
+        """Return what is kept of frames until their clips are whole: features, or the frames of a clip-wise model."""
+        return self.encode(frames) if self.framewise else frames
+
+    def judge(self, clips: NDArray[Any]) -> NDArray[np.float32]:
+        """Return the probabilities of clips of what ``keep`` gave: (B, T, ...) -> float32 (B, C)."""
+        return self.classify(clips) if self.framewise else self.predict(clips)
+
+    def label(self, path: str | Path, *, windows: Windowing | Sequence[Window] | None = None) -> VideoResult:
         """Label one video: as a whole, or each window of it; then the label is that of their mean probability.
 
+        windows: a Windowing gives segments that are smoothed and merged, a list of windows a segment for each.
         Never raises for the video: a VideoResult with ``error`` says why it has no label.
         """
-        from harec_deploy.decode import choose
-
+        track = Track(self.spec.sampling, windows)
         try:
-            frames = choose().frames(Path(path), lambda info: self.timestamps_s(info, windows), self.spec.size)
+            for frames in choose().stream(Path(path), track.timestamps_s, self.spec.size, self.part_frames):
+                for clips in track.add(frames, self.keep(frames.pixels), self.batch_clips):
+                    track.probabilities.append(self.judge(clips))
         except VideoError as error:
             return VideoResult(str(path), error=error)
-        return self.result(str(path), frames, self.predict(self.clips(frames)), windows)
+        return self.result(str(path), track)
 
     def label_many(self, paths: Iterable[str | Path], *, workers: int | None = None) -> Iterator[VideoResult]:
-        """Label many videos, decoding ahead in ``workers`` threads; results come as they are done, not in order."""
+        """Label many videos, decoding ahead in ``workers`` processes; results come as they are done, not in order."""
         from harec_deploy.label.run import label_stream
 
         return label_stream(self, ((str(path), Path(path)) for path in paths), workers=workers)
 
-    def timestamps_s(self, info: VideoInfo, windows: Sequence[Window] | None = None) -> NDArray[np.float64]:
-        """Return the times to decode for the windows of a video, window after window: float64 (windows * T,)."""
-        windows = windows if windows is not None else whole(info.duration_s)
-        return np.concatenate([self.spec.sampling.timestamps_s(window) for window in windows])
-
-    def clips(self, frames: Frames) -> NDArray[np.uint8]:
-        """Return decoded frames as clips, uint8 (windows, T, H, W, 3)."""
-        return frames.pixels.reshape(-1, self.spec.sampling.frames, *frames.pixels.shape[1:])
-
-    def result(
-        self, path: str, frames: Frames, probabilities: NDArray[np.float32], windows: Sequence[Window] | None = None
-    ) -> VideoResult:
-        """Make a video's result of the probabilities of its windows, float32 (windows, C)."""
+    def result(self, path: str, track: Track, min_score: float = 0.0) -> VideoResult:
+        """Make a video's result of its windows and their probabilities."""
+        probabilities = np.concatenate(track.probabilities)
         if not np.isfinite(probabilities).all():
             error = VideoError("bad_output", "the model's output is not finite: export the bundle again")
-            return VideoResult(path, info=frames.info, error=error)
+            return VideoResult(path, info=track.info, error=error)
         mean = probabilities.mean(0)
         order = np.argsort(-mean, kind="stable")
         return VideoResult(
             path,
             top=tuple((self.spec.classes[i], float(mean[i])) for i in order),
-            segments=tuple(self._segment(w, p) for w, p in zip(windows or (), probabilities, strict=bool(windows))),
-            info=frames.info,
-            bad_packets=frames.bad_packets,
+            segments=self._segments(track, probabilities, min_score),
+            info=track.info,
+            bad_packets=track.bad_packets,
+            min_score=min_score,
         )
 
-    def _segment(self, window: Window, probabilities: NDArray[np.float32]) -> Segment:
-        best = int(probabilities.argmax())
-        return Segment(*window, self.spec.classes[best], float(probabilities[best]))
+    def _segments(self, track: Track, probabilities: NDArray[np.float32], min_score: float) -> tuple[Segment, ...]:
+        if track.wanted is None:
+            return ()
+        if isinstance(track.wanted, Windowing):
+            how = track.wanted
+            return merge(
+                track.windows,
+                probabilities,
+                self.spec.classes,
+                smooth=how.smooth,
+                min_windows=how.min_windows,
+                min_score=min_score,
+            )
+        best = probabilities.argmax(1)
+        return tuple(
+            Segment(*window, label_of(self.spec.classes[label], float(row[label]), min_score), float(row[label]))
+            for window, row, label in zip(track.windows, probabilities, best, strict=True)
+        )
 
     def _expect(self, array: NDArray[Any], shape: tuple[int, ...], what: str) -> None:
         if array.dtype != np.uint8 or array.shape[1:] != shape:
             got = f"{array.dtype} {array.shape}"
             raise UsageError(f"{what} must be uint8 with {shape} behind the first axis, got {got}")
+
+    def _try(self) -> None:
+        """Run one black clip, to see that the graphs take and give what the bundle says."""
+        spec, count = self.spec, self.spec.sampling.frames
+        frames = np.zeros((count, spec.size.height, spec.size.width, 3), dtype=np.uint8)
+        told = f"expected {self.execution.variant} to take uint8 {frames.shape} for a clip"
+        try:
+            if self.framewise:
+                features = self.encode(frames)
+                if features.shape != (count, spec.feature_dim):
+                    raise BundleError(f"it gives features {features.shape}, not {(count, spec.feature_dim)}")
+            probabilities = self.predict(frames[None])
+        except BundleError as error:
+            raise BundleError(f"{told}, but {error}: export the bundle again") from None
+        if probabilities.shape != (1, len(spec.classes)):
+            shape = f"{probabilities.shape[-1]} probabilities for {len(spec.classes)} classes"
+            raise BundleError(f"{self.execution} gives {shape}: export the bundle again")
 
     def _check(self) -> None:
         """Run the check clips: the outputs must be finite and near the reference, as near as the proof was."""

@@ -6,9 +6,11 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from harec_deploy.decode import Frames, Size, Timestamps, VideoInfo
 from harec_deploy.decode.pyav import PyAVDecoder
@@ -78,18 +80,34 @@ FAULTS = {
 }
 
 
+PAUSE = b"PAUSE"  # at the end of a video
+
+
+def pause(path: Path) -> None:
+    """Make a folder beside the video, and go on when somebody has removed it."""
+    reading = path.with_name(f"{path.name}.reading")
+    reading.mkdir()
+    while reading.exists():
+        time.sleep(0.01)
+
+
 class FaultyDecoder(PyAVDecoder):
-    """Decodes like its parent, except for files that begin with the name of a fault."""
+    """Decodes like its parent, except for files that begin with the name of a fault, or end with PAUSE."""
 
-    def frames(self, path: Path, timestamps_s: Timestamps, size: Size) -> Frames:
+    def stream(self, path: Path, timestamps_s: Timestamps, size: Size, count: int | None = None) -> Iterator[Frames]:
         """Commit the fault, or decode."""
-        with path.open("rb") as stream:
-            head = stream.read(8)
+        data = path.read_bytes()
         for name, fault in FAULTS.items():
-            if head.startswith(name):
+            if data.startswith(name):
                 fault()
-        return super().frames(path, timestamps_s, size)
 
-    def probe(self, path: Path) -> VideoInfo:
-        """Probe like the parent."""
-        return super().probe(path)
+        def in_the_middle(info: VideoInfo) -> Sequence[float] | NDArray[np.float64]:
+            """Pause between reading the packets and decoding them."""
+            if data.endswith(PAUSE):
+                pause(path)
+            return timestamps_s(info) if callable(timestamps_s) else timestamps_s
+
+        for number, part in enumerate(super().stream(path, in_the_middle, size, count)):
+            if number == 2 and "midway" in path.name:
+                os.kill(os.getpid(), signal.SIGSEGV)
+            yield part

@@ -41,7 +41,7 @@ class Clip:
     frames: int = 60
     width: int = 160
     height: int = 120
-    fps: int = 25
+    fps: int | Fraction = 25
     gop: int = 12
     b_frames: int = 2
     vfr: bool = False
@@ -154,7 +154,7 @@ def _set_up(context: Any, clip: Clip) -> None:
 
 
 def _tick(clip: Clip) -> Fraction:
-    return Fraction(1, clip.fps * (8 if clip.vfr else 1))
+    return 1 / Fraction(clip.fps * (8 if clip.vfr else 1))
 
 
 def _timed(frames: Iterator[VideoFrame], clip: Clip, stream: Any) -> Iterator[VideoFrame | None]:
@@ -220,7 +220,7 @@ def make_packed_avi(path: Path, clip: Clip, frames: Iterator[VideoFrame] | None 
     packed                   I0  P3+B1 B2  N   P6+B4 ...      N: a placeholder of a few bytes
     """
     packets = _mpeg4(clip, frames or pictures(clip, range(clip.frames)))
-    return _write_chunks(path, clip, _pack(packets, clip.fps))
+    return _write_chunks(path, clip, _pack(packets, int(clip.fps)))
 
 
 def make_skipped_avi(path: Path, clip: Clip, skipped: range) -> Path:
@@ -228,7 +228,7 @@ def make_skipped_avi(path: Path, clip: Clip, skipped: range) -> Path:
     coded = [index for index in range(clip.frames) if index not in skipped]
     data = _mpeg4(replace(clip, frames=len(coded)), pictures(clip, coded))
     chunks = [(chunk, b"\0\0\1\0" in chunk) for chunk in data]
-    chunks[skipped.start : skipped.start] = [(_placeholder(clip.fps), False)] * len(skipped)
+    chunks[skipped.start : skipped.start] = [(_placeholder(int(clip.fps)), False)] * len(skipped)
     return _write_chunks(path, clip, chunks)
 
 
@@ -341,6 +341,23 @@ def rotate(path: Path, degrees: int, *, mirrored: bool = False) -> Path:
     return path
 
 
+def repeat(source: Path, path: Path, times: int) -> Path:
+    """Write a long video: the packets of ``source`` again and again."""
+    with av.open(str(source)) as container:
+        stream = container.streams.video[0]
+        packets = [(bytes(p), p.pts, p.dts, p.is_keyframe) for p in container.demux(stream) if p.size]
+        length = len(packets) * (packets[1][2] - packets[0][2])
+        with av.open(str(path), "w") as output:
+            copy = output.add_stream_from_template(stream)
+            for turn in range(times):
+                for data, pts, dts, key in packets:
+                    packet: Any = Packet(data)
+                    packet.pts, packet.dts, packet.is_keyframe = pts + turn * length, dts + turn * length, key
+                    packet.time_base, packet.stream = stream.time_base, copy
+                    output.mux(packet)
+    return path
+
+
 def cut(path: Path, share: float) -> Path:
     """Cut a file's end off: ``share`` of its bytes stay."""
     data = path.read_bytes()
@@ -368,17 +385,27 @@ def replace_bytes(path: Path, old: bytes, new: bytes) -> Path:
 
 def make_png(path: Path) -> Path:
     """Write one picture in PNG, under whatever name."""
-    encoder: Any = av.CodecContext.create("png", "w")
-    encoder.width, encoder.height, encoder.pix_fmt, encoder.time_base = 160, 120, "rgb24", Fraction(1, 25)
-    frame = VideoFrame.from_ndarray(picture(Clip(), 0), format="rgb24")
+    return _make_picture(path, "png", "rgb24")
+
+
+def make_jpeg(path: Path) -> Path:
+    """Write one picture in JPEG, under whatever name."""
+    return _make_picture(path, "mjpeg", "yuvj420p")
+
+
+def _make_picture(path: Path, codec: str, pixel_format: str) -> Path:
+    encoder: Any = av.CodecContext.create(codec, "w")
+    encoder.width, encoder.height, encoder.pix_fmt, encoder.time_base = 160, 120, pixel_format, Fraction(1, 25)
+    frame = VideoFrame.from_ndarray(picture(Clip(), 0), format="rgb24").reformat(format=pixel_format)
     path.write_bytes(b"".join(bytes(packet) for packet in [*encoder.encode(frame), *encoder.encode(None)]))
     return path
 
 
-def make_audio(path: Path, *, cover: Path | None = None) -> Path:
-    """Write half a second of sound, with a PNG file as attached picture if ``cover`` is given."""
-    with av.open(str(path), "w", format="mp4") as container:
-        sound: Any = container.add_stream("aac", rate=16000, layout="mono")
+def make_audio(path: Path, *, cover: Path | None = None, muxer: str = "mp4", seconds: float = 0.5) -> Path:
+    """Write silence, with a PNG file as attached picture if ``cover`` is given."""
+    codec = {"mp4": "aac", "mp3": "libmp3lame"}[muxer]
+    with av.open(str(path), "w", format=muxer) as container:
+        sound: Any = container.add_stream(codec, rate=16000, layout="mono")
         if cover is not None:
             image: Any = container.add_stream("png", rate=25)
             image.width, image.height, image.pix_fmt = 160, 120, "rgb24"
@@ -389,7 +416,8 @@ def make_audio(path: Path, *, cover: Path | None = None) -> Path:
             packet.stream, packet.pts, packet.dts, packet.time_base = image, 0, 0, Fraction(1, 25)
             packet.is_keyframe = True
             container.mux(packet)
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), format="fltp", layout="mono")
+        silence = np.zeros((1, int(seconds * 16000)), np.float32)
+        frame = av.AudioFrame.from_ndarray(silence, format="fltp", layout="mono")
         frame.sample_rate, frame.pts = 16000, 0
         container.mux([*sound.encode(frame), *sound.encode(None)])
     return path

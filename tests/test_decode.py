@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from harec_deploy.decode import Frames, Size, choose, packets, picture, pyav
+from harec_deploy.decode import Frames, Size, choose, packets, passes, picture, pyav
 from harec_deploy.decode.pyav import PyAVDecoder
 from harec_deploy.errors import UsageError, VideoError
 from harec_deploy.sampling import ClipSampling, Window, sliding
@@ -140,7 +140,7 @@ def test_sound_video_is_decoded_selectively(
     # Without this the tests above would pass with a decoder that always falls back to decoding everything.
     path = make_video(tmp_path / f"clip{suffix}", **fields)
     monkeypatch.setattr(packets, "KEEP_BYTES", keep_bytes)
-    monkeypatch.setattr(pyav, "_sequential", lambda *_: pytest.fail("decoded from the first packet"))
+    monkeypatch.setattr(passes.Plain, "pictures", lambda *_: pytest.fail("decoded from the first packet"))
     times = [0.0, *np.arange(20, 26) / 25, 1.9, 2.36]  # with six in a row there are pictures that nothing refers to
     assert_same(PyAVDecoder().frames(path, times, SIZE), path, times, SIZE)
 

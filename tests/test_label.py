@@ -12,11 +12,18 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet
 import pytest
 
+import harec_deploy
+from harec_deploy import Window
+from harec_deploy.decode.pyav import PyAVDecoder
 from harec_deploy.errors import OutputError, UsageError
+from harec_deploy.label.engine import Stages
 from harec_deploy.label.journal import Row, read_rows
-from harec_deploy.label.run import Options, Stages, Summary, label
+from harec_deploy.label.options import Options
+from harec_deploy.label.run import Summary, label
 from tests.media import cut, make_audio, make_video
 
 
@@ -197,7 +204,7 @@ def test_a_name_that_is_no_text_survives(folder: Path, exported: Path) -> None:
     shutil.copy("in/climb/v_climb_g01_c01.mp4", name)
     run(exported, name)
     assert lines()[1]["status"] == "ok"
-    rows, _ = read_rows(Path("out.jsonl"))
+    rows = read_rows(Path("out.jsonl"))
     assert [key[0] for key in rows] == [name]
     assert run(exported, name).done == 0
 
@@ -205,7 +212,7 @@ def test_a_name_that_is_no_text_survives(folder: Path, exported: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"out": Path("out.xls")}, r"allowed are \.jsonl and \.csv"),
+        ({"out": Path("out.xls")}, r"allowed are \.jsonl, \.csv"),
         ({"out": Path("nowhere/out.jsonl")}, "there is no folder nowhere"),
         ({"workers": 0}, "--workers 0: allowed are 1 and more"),
     ],
@@ -301,7 +308,7 @@ def test_rows_keep_the_designs_fields() -> None:
         "path size mtime_ns status label score top segments duration_s fps width height codec "
         "frames_expected frames_decoded decoder variant error"
     )
-    assert [name for name in Row.__struct_fields__ if name != "path_b64"] == expected.split()
+    assert [name for name in Row.__struct_fields__ if name not in ("path_b64", "features")] == expected.split()
 
 
 def test_a_damaged_name_in_the_middle_is_a_damaged_line(folder: Path, exported: Path) -> None:
@@ -311,3 +318,104 @@ def test_a_damaged_name_in_the_middle_is_a_damaged_line(folder: Path, exported: 
     Path("out.jsonl").write_text("".join(text))
     with pytest.raises(OutputError, match=r"out\.jsonl, line 2 is damaged"):
         run(exported, "in/climb")
+
+
+class TestOutputs:
+    """What is written beside the journal when a run ends, through the command line."""
+
+    def label(self, exported: Path, *more: str) -> tuple[int, str]:
+        command = [sys.executable, "-m", "harec_deploy", "label", "in", "--bundle", str(exported)]
+        command += ["--runner", "openvino", "--precision", "fp32", *more]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert "Traceback" not in done.stderr
+        return done.returncode, done.stderr
+
+    def test_everything_at_once(self, folder: Path, exported: Path) -> None:
+        options = [
+            "--window",
+            "500ms",
+            "--stride",
+            "250ms",
+            "--features",
+            "f.npz",
+            "--vtt",
+            "vtt",
+            "--annotate",
+            "drawn",
+        ]
+        status, _ = self.label(exported, *options, "-o", "out.parquet")
+        assert status == 3  # the bad ones of the folder
+        assert pyarrow.parquet.read_table("out.parquet")["path"].to_pylist() == [row["path"] for row in ordered()]
+        labelled = [row for row in ordered() if row["label"]]
+        assert len(labelled) == 7
+        for row in labelled:
+            stem = Path(row["path"]).with_suffix("")
+            assert Path(f"vtt/{stem}.vtt").read_text().count("-->") == len(row["segments"])
+            assert PyAVDecoder().probe(Path(f"drawn/{stem}.mp4")).frames_found == row["frames_decoded"]
+        assert len([path for path in Path("drawn").rglob("*") if path.is_file()]) == 7
+        drawn = {path: path.stat().st_mtime_ns for path in Path("drawn").rglob("*.mp4")}
+        gone = next(iter(drawn))
+        gone.unlink()
+        make_video(Path("in/new.mp4"), frames=20)
+        assert self.label(exported, *options, "-o", "out.parquet")[0] == 3
+        after = {path: path.stat().st_mtime_ns for path in Path("drawn").rglob("*.mp4")}
+        assert sorted(path for path in after if after[path] != drawn.get(path)) == sorted(
+            [gone, Path("drawn/in/new.mp4")]
+        )
+
+    @pytest.mark.parametrize("suffix", [".npz", ".parquet"])
+    def test_features_are_the_means_of_the_clips(self, folder: Path, exported: Path, suffix: str) -> None:
+        out = Path(f"f{suffix}")
+        run(exported, features=out, window_s=0.5, stride_s=0.25)
+        recognizer = harec_deploy.load(exported, runner="openvino", precision="fp32")
+        if suffix == ".npz":
+            with np.load(out, allow_pickle=False) as arrays:
+                facts = dict(arrays)
+            paths = facts["paths"][facts["video"]].tolist()
+            vectors, start_s, end_s = facts["features"], facts["start_s"], facts["end_s"]
+            assert facts["labels"].tolist() == [row["label"] for row in ordered() if row["label"]]
+        else:
+            table = pyarrow.parquet.read_table(out)
+            paths = table["path"].to_pylist()
+            vectors = np.array(table["features"].to_pylist())
+            start_s, end_s = (table[name].to_numpy() for name in ("start_s", "end_s"))
+        assert set(paths) == {row["path"] for row in ordered() if row["label"]}
+        chosen = paths.index("in/swim/v_swim_g02_c01.avi")
+        window = Window(start_s[chosen + 1], end_s[chosen + 1])
+        assert window == (0.25, 0.75)
+        times = recognizer.spec.sampling.timestamps_s(window)
+        frames = PyAVDecoder().frames(Path(paths[chosen]), times, recognizer.spec.size).pixels
+        np.testing.assert_allclose(vectors[chosen + 1], recognizer.encode(frames).mean(0), rtol=1e-6, atol=1e-6)
+
+    def test_features_survive_what_interrupts_a_run(self, folder: Path, exported: Path) -> None:
+        run(exported, features=Path("f.npz"))
+        with np.load("f.npz") as arrays:
+            wanted = dict(arrays)
+        journal, store = Path("out.jsonl").read_bytes(), Path("out.features").read_bytes()
+        lines_ = journal.splitlines(keepends=True)
+        record = len(store) // 7
+        for rows, kept in ((5, len(store)), (len(lines_), 3 * record + 11), (len(lines_), 0), (4, record)):
+            Path("out.jsonl").write_bytes(b"".join(lines_[:rows]) + b'{"torn')
+            Path("out.features").write_bytes(store[:kept])
+            run(exported, features=Path("f.npz"))
+            with np.load("f.npz") as arrays:
+                assert arrays["paths"].tolist() == wanted["paths"].tolist()
+                np.testing.assert_allclose(arrays["features"], wanted["features"], atol=1e-6)
+
+    def test_a_run_without_features_cannot_get_them_later(self, folder: Path, exported: Path) -> None:
+        run(exported)
+        with pytest.raises(OutputError, match=r"of another run: features True \(the journal has False\)"):
+            run(exported, features=Path("f.npz"))
+
+    def test_an_annotated_copy_may_not_lie_among_the_videos(self, folder: Path, exported: Path) -> None:
+        status, err = self.label(exported, "--annotate", ".")
+        assert status == 2
+        assert "name another folder for the annotated ones" in err
+
+
+def ordered() -> list[dict[str, Any]]:
+    return sorted(last_rows().values(), key=lambda row: row["path"])
+
+
+def last_rows() -> dict[str, dict[str, Any]]:
+    return {row["path"]: row for row in lines()[1:]}

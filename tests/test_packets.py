@@ -11,7 +11,7 @@ import av
 import numpy as np
 import pytest
 
-from harec_deploy.decode import Frames, Size, VideoInfo, packets, pyav
+from harec_deploy.decode import Frames, Size, VideoInfo, packets, passes
 from harec_deploy.decode.packets import PacketTable, read_table
 from harec_deploy.decode.pyav import PyAVDecoder
 from harec_deploy.errors import VideoError
@@ -112,7 +112,7 @@ def test_only_the_gop_of_a_wanted_frame_is_decoded(
             yield index, packet
 
     monkeypatch.setattr(packets, "KEEP_BYTES", keep_bytes)
-    monkeypatch.setattr(pyav, "packets_from", spy)
+    monkeypatch.setattr(passes, "packets_from", spy)
     assert indices(path, [27.5 / 25, 51.5 / 25]) == [27, 51]
     assert fed[0] == 24
     assert set(fed) <= {*range(24, 36), *range(48, 60)}

@@ -87,6 +87,6 @@ def test_the_project_names_no_machine() -> None:
         assert not re.search(rb"(?:/ro" + rb"ot/|/wo" + rb"rk/|py" + rb"pi\.org)", data), name
 
 
-@pytest.mark.parametrize(("name", "make"), [("decode", tables.decode_table), ("accuracy", tables.accuracy_table)])
+@pytest.mark.parametrize(("name", "make"), tables.TABLES.items())
 def test_tables_are_the_measured_ones(name: str, make: Callable[[], str]) -> None:
     assert f"<!-- {name} -->\n{make()}\n<!-- /{name} -->" in README

@@ -101,9 +101,19 @@ def test_everything_about_the_run_is_on_the_page(folder: Path) -> None:
         assert row["label"] is None or f"{row['label']}{row['score']:.3f}" in page.text
         assert not row["path"].isprintable() or row["path"] in page.text
     assert "in/bad.mp4: no video container" in page.text
-    assert [h["id"] for h in page.all("h2")] == ["classes", "scores", "failures", "uncertain", "galleries", "all"]
+    assert [h["id"] for h in page.all("h2")] == "classes scores stages failures uncertain galleries all".split()
+    facts = json.loads((folder / "out.summary.json").read_text())
+    assert facts["bound_by"] in page.text
+    assert f"labelled 9 in {facts['stages']['wall_s']:.1f} s: {facts['videos_per_s']:.1f} videos/s" in page.text
     assert len(page.all("img")) == 8 * 3 + 8
     assert all(image["alt"] for image in page.all("img"))
+
+
+@pytest.mark.parametrize("text", [None, "", "{}", "[[[", '{"done":1,"videos_per_s":"<b>","stages":{}}'])
+def test_without_a_summary_the_page_tells_no_times(folder: Path, text: str | None) -> None:
+    path = folder / "out.summary.json"
+    path.unlink() if text is None else path.write_text(text)
+    assert [h["id"] for h in report(folder).all("h2")] == "classes scores failures uncertain galleries all".split()
 
 
 def test_pictures_are_frames_of_the_video_in_its_shape(folder: Path) -> None:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ import pytest
 from harec_deploy.bundle import BundleSpec, load
 from harec_deploy.decode import DECODERS, choose
 from harec_deploy.discover import VideoFile, discover
-from harec_deploy.label.child import Limits
+from harec_deploy.label.child import Limits, Plan
 from harec_deploy.label.workers import Decoded, decode_ahead
 from harec_deploy.sampling import whole
 
@@ -37,8 +38,13 @@ def videos_in(folder: Path) -> list[VideoFile]:
     return discover([str(folder)]).videos
 
 
+def plan_for(spec: BundleSpec, limits: Limits | None = None, **changes: Any) -> Plan:
+    fields = {"count": 20, "limits": limits or Limits()} | changes
+    return Plan(decoder=DECODERS["pyav"], sampling=spec.sampling, size=spec.size, **fields)
+
+
 def decode(videos: list[VideoFile], spec: BundleSpec, workers: int = 2, limits: Limits = QUICK) -> dict[str, Decoded]:
-    done = list(decode_ahead(videos, spec, "pyav", workers, limits))
+    done = list(decode_ahead(videos, plan_for(spec, limits), workers))
     assert len(done) == len(videos)
     return {Path(item.video.name).name: item for item in done}
 
@@ -62,8 +68,9 @@ def test_frames_are_those_of_the_decoder_in_this_process(spec: BundleSpec, video
         path = item.video.path
         here = choose().frames(path, lambda i: spec.sampling.timestamps_s(whole(i.duration_s)[0]), spec.size)
         np.testing.assert_array_equal(item.frames.pixels, here.pixels)
-        np.testing.assert_allclose(item.frames.shown_s, here.shown_s)
+        np.testing.assert_array_equal(item.frames.shown_s, here.shown_s)
         assert item.frames.info == here.info
+        assert item.last
         assert item.seconds > 0
 
 
@@ -137,7 +144,7 @@ def test_closing_ends_the_children_at_once(spec: BundleSpec, tmp_path: Path) -> 
         (tmp_path / f"{place}.mp4").write_text("HANG")
     before, threads = children(), threading.active_count()
     missing = VideoFile.at("missing", tmp_path / "missing")
-    stream = decode_ahead([*videos_in(tmp_path)[:2], missing, *videos_in(tmp_path)[2:]], spec, "pyav", 3)
+    stream = decode_ahead([*videos_in(tmp_path)[:2], missing, *videos_in(tmp_path)[2:]], plan_for(spec), 3)
     assert next(stream).video is missing  # which is answered at once, after two children were given a video to hang on
     start = time.monotonic()
     stream.close()
@@ -157,8 +164,9 @@ def test_children_die_with_their_parent(spec: BundleSpec, exported: Path, tmp_pa
         from harec_deploy.decode import DECODERS
         from harec_deploy.discover import discover
         from harec_deploy.label.workers import decode_ahead
+        from tests.test_workers import plan_for
         DECODERS["pyav"] = "tests.faulty:FaultyDecoder"
-        list(decode_ahead(discover([{str(tmp_path)!r}]).videos, load(Path({str(exported)!r})).spec, "pyav", 1))
+        list(decode_ahead(discover([{str(tmp_path)!r}]).videos, plan_for(load(Path({str(exported)!r})).spec), 1))
     """
     parent = subprocess.Popen([sys.executable, "-c", "\n".join(line.strip() for line in code.splitlines())])
     deadline = time.monotonic() + 30
@@ -178,7 +186,7 @@ def test_children_die_with_their_parent(spec: BundleSpec, exported: Path, tmp_pa
 
 
 def test_a_child_has_few_rights(spec: BundleSpec, videos: Path) -> None:
-    stream = decode_ahead(videos_in(videos), spec, "pyav", 1)
+    stream = decode_ahead(videos_in(videos), plan_for(spec), 1)
     next(stream)
     (child,) = children()
     status = dict(

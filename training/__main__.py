@@ -139,7 +139,7 @@ def evaluate(
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for tables and pictures.")] = None,
 ) -> None:
-    """Measure accuracy: tables by class as CSV and JSON, confusion matrix, curves and contact sheet as PNG."""
+    """Measure accuracy and calibration: tables as CSV and JSON, confusion matrix, reliability and more as PNG."""
     try:
         from training.evaluate import run_folders, scored, summed_up
     except ModuleNotFoundError as error:
@@ -165,6 +165,7 @@ def _write_evaluation(evaluation: "Evaluation", run: Path, folder: Path) -> None
 
     write(evaluation, folder)
     plots.confusion(evaluation, folder / "confusion.png")
+    plots.reliability(evaluation, folder / "reliability.png")
     plots.contact_sheet(evaluation.predictions, folder / "contact_sheet.png")
     if history := read_metrics(run / "metrics.csv"):
         plots.curves(history, folder / "curves.png")
@@ -186,6 +187,10 @@ def _print_evaluation(evaluation: "Evaluation") -> None:
     console.out.print(
         f"accuracy {evaluation.accuracy:.1%} ({evaluation.correct} of {count}, 95 % between {low:.1%} and {high:.1%})"
     )
+    after, before = evaluation.reliability(), evaluation.reliability(calibrated=False)
+    if after:
+        told = f" (at temperature 1: {before.ece:.1%})" if before else ""
+        console.out.print(f"expected calibration error {after.ece:.1%}{told}")
 
 
 @contextmanager

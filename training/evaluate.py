@@ -1,4 +1,4 @@
-"""How good a recogniser is: accuracy with its interval, a table by class, pictures to look at.
+"""How good a recogniser is: accuracy with its interval, a table by class, how far scores can be trusted.
 
 Labels come from a bundle's PyTorch weights, or from a journal that ``harec-deploy label`` wrote with the exported
 model.
@@ -23,20 +23,27 @@ from harec_deploy.label.journal import read_header, read_rows
 from harec_deploy.models import from_bundle
 from harec_deploy.recognizer import softmax
 from harec_deploy.sampling import whole
+from training.calibration import Reliability, reliability
 from training.datasets import Sample, read_manifest
 
+FAILED = "(failed)"  # the label of a video that has none
 # Views of a clip, in the order that --test-views takes them: shift in time as a share of a part, mirrored.
 VIEWS = tuple((shift, mirror) for shift in (0.0, -1 / 3, 1 / 3) for mirror in (False, True))
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a video is and what it was taken for."""
+    """What a video is and what it was taken for.
+
+    uncalibrated: label and score at temperature 1, None where they are not known. The label may be another one where
+    probabilities of several views were averaged.
+    """
 
     path: Path
     truth: str
     label: str
     score: float
+    uncalibrated: tuple[str, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +74,19 @@ class Evaluation:
     def accuracy(self) -> float:
         """Share of videos whose label is the truth."""
         return self.correct / len(self.predictions)
+
+    def reliability(self, *, calibrated: bool = True) -> Reliability | None:
+        """Return how often labels are right by their score, or by that at temperature 1.
+
+        Videos that failed have no score and do not count. None where no score is known.
+        """
+        answers = [
+            (p.truth, (p.label, p.score) if calibrated else p.uncalibrated)
+            for p in self.predictions
+            if p.label != FAILED
+        ]
+        known = [(answer[1], answer[0] == truth) for truth, answer in answers if answer is not None]
+        return reliability(*zip(*known, strict=True)) if known else None
 
     def by_class(self) -> list[ClassScore]:
         """Return the scores of every class."""
@@ -166,30 +186,37 @@ def predict(
             clip = torch.from_numpy(frames[:, :, ::-1].copy() if mirror else frames)
             with torch.inference_mode():
                 logits.append(model(clip[None]).numpy()[0])
-        probabilities = softmax(np.stack(logits) / spec.temperature).mean(0)
-        best = int(probabilities.argmax())
-        done.append(Prediction(sample.path, sample.label, spec.classes[best], float(probabilities[best])))
+        label, score = _best(np.stack(logits) / spec.temperature, spec.classes)
+        raw = _best(np.stack(logits), spec.classes)
+        done.append(Prediction(sample.path, sample.label, label, score, uncalibrated=raw))
         progress(len(done), len(samples))
     return done
+
+
+def _best(logits: NDArray[np.float32], classes: Sequence[str]) -> tuple[str, float]:
+    """Return the class with the highest mean probability over views, and that probability: logits (views, C)."""
+    probabilities = softmax(logits).mean(0)
+    best = int(probabilities.argmax())
+    return classes[best], float(probabilities[best])
 
 
 def from_journal(journal: Path, samples: Sequence[Sample]) -> list[Prediction]:
     """Read the labels of a journal; a video's truth is its sample's, or the name of the folder that it lies in.
 
-    A video that failed counts as a wrong label, "(failed)".
+    A video that failed counts as a wrong label, FAILED. Scores at temperature 1 are not known.
 
     Raises:
         OutputError, UsageError: no journal there.
     """
     if read_header(journal) is None:
         raise UsageError(f"{journal}: no such journal; make it with harec-deploy label")
-    rows, _ = read_rows(journal)
+    rows = read_rows(journal)
     truths = {sample.path.resolve(): sample.label for sample in samples}
     predictions = []
     for (name, _, _), row in rows.items():
         path = Path(name).resolve()
         truth = truths.get(path, path.parent.name)
-        predictions.append(Prediction(path, truth, row.label or "(failed)", row.score or 0.0))
+        predictions.append(Prediction(path, truth, row.label or FAILED, row.score or 0.0))
     return predictions
 
 
@@ -197,11 +224,14 @@ def write(evaluation: Evaluation, folder: Path) -> None:
     """Write metrics.json, per_class.csv and predictions.csv."""
     folder.mkdir(parents=True, exist_ok=True)
     low, high = wilson(evaluation.correct, len(evaluation.predictions))
+    after, before = evaluation.reliability(), evaluation.reliability(calibrated=False)
     facts = {
         "videos": len(evaluation.predictions),
         "correct": evaluation.correct,
         "accuracy": evaluation.accuracy,
         "accuracy_95": [low, high],
+        "ece": after.ece if after else None,
+        "ece_uncalibrated": before.ece if before else None,
         "classes": evaluation.by_class(),
     }
     with atomic_write(folder / "metrics.json") as stream:

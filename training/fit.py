@@ -32,7 +32,9 @@ from harec_deploy.decode import Size
 from harec_deploy.errors import UsageError
 from harec_deploy.files import atomic_folder, atomic_write
 from harec_deploy.models import ARCHITECTURES, FramewiseModel, build
+from harec_deploy.models.encoders import load_plain
 from harec_deploy.sampling import ClipSampling
+from training.calibration import Calibration, calibrate
 from training.datasets import Manifest, Sample, read_manifest, write_manifest
 from training.features import DecodedFrames, Grid, Source, stored_features, stored_frames
 from training.module import Clips, MetricsLog, Module, Optimisation
@@ -147,7 +149,7 @@ def _quiet_lightning() -> None:
 
 
 def fit(samples: Sequence[Sample], recipe: Recipe, run: Path, report: Report, *, cache: Path) -> Path:
-    """Train on the samples of split train, watch val if there is one, and write ``run/bundle``.
+    """Train on the samples of split train, watch val and calibrate on it if there is one, and write ``run/bundle``.
 
     A run that was interrupted goes on from its last epoch. Returns the bundle's folder.
 
@@ -172,14 +174,15 @@ def fit(samples: Sequence[Sample], recipe: Recipe, run: Path, report: Report, *,
         size=recipe.size,
         encoder_weights=recipe.encoder_weights,
     )
-    metrics = _train(model, manifest, recipe, run, report, cache)
-    _write_bundle(bundle, model, manifest, recipe, metrics)
+    metrics, calibration = _train(model, manifest, recipe, run, report, cache)
+    report.say(calibration.note)
+    _write_bundle(bundle, model, manifest, recipe, metrics, calibration)
     return bundle
 
 
 def _train(
     model: FramewiseModel, manifest: Manifest, recipe: Recipe, run: Path, report: Report, cache: Path
-) -> dict[str, float]:
+) -> tuple[dict[str, float], Calibration]:
     source, net = _source(model, manifest, recipe, report, cache)
     grid = Grid(recipe.sampling, recipe.size)
     labels = manifest.labels(manifest.classes)
@@ -215,13 +218,21 @@ def _train(
     )
     last = run / "checkpoints" / "last.ckpt"
     if last.exists():
+        _check_checkpoint(last)
         report.say(f"going on from {last}")
     _run(trainer, module, train, val, last if last.exists() else None)
     if val and keep_best.best_model_path:
         best = torch.load(keep_best.best_model_path, map_location="cpu", weights_only=True)
         module.load_state_dict(best["state_dict"])
     model.eval()
-    return log.last()
+    return log.last(), calibrate(net, val)
+
+
+def _check_checkpoint(path: Path) -> None:
+    try:
+        load_plain(path)
+    except UsageError as error:
+        raise UsageError(f"cannot go on from the checkpoint: {error}; remove it, or use --restart") from None
 
 
 def _run(
@@ -235,7 +246,7 @@ def _run(
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"lightning\..*")
-            trainer.fit(module, train, val, ckpt_path=checkpoint)
+            trainer.fit(module, train, val, ckpt_path=checkpoint, weights_only=True)
     except SystemExit:  # what Lightning makes of Ctrl-C, after it has told the process to ignore the next one
         raise KeyboardInterrupt from None
     finally:
@@ -272,7 +283,12 @@ def _write_list(path: Path, manifest: Manifest) -> None:
 
 
 def _write_bundle(
-    folder: Path, model: FramewiseModel, manifest: Manifest, recipe: Recipe, metrics: dict[str, float]
+    folder: Path,
+    model: FramewiseModel,
+    manifest: Manifest,
+    recipe: Recipe,
+    metrics: dict[str, float],
+    calibration: Calibration,
 ) -> None:
     held_out = manifest.only("test").samples or manifest.only("val").samples
     training = {
@@ -283,6 +299,7 @@ def _write_bundle(
         "seed": recipe.seed,
         "optimisation": asdict(recipe.optimisation),
         "metrics": metrics,
+        "calibration": asdict(calibration),
         "versions": {"harec_deploy": __version__, "torch": version("torch"), "python": sys.version.split()[0]},
         "proof_clips": [str(sample.path) for sample in held_out[:: max(len(held_out) // PROOF_CLIPS, 1)]][:PROOF_CLIPS],
     }
@@ -297,6 +314,7 @@ def _write_bundle(
             sampling=recipe.sampling,
             size=recipe.size,
             weights=file_ref(staging, weights),
+            temperature=calibration.temperature,
             training=training,
         )
         save(staging, spec)

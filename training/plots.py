@@ -1,4 +1,4 @@
-"""Pictures of a training run: its curves, its confusion matrix, and its videos with their labels."""
+"""Pictures of a training run: its curves, confusion matrix and reliability, and its videos with their labels."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from harec_deploy.decode import Size, choose
 from harec_deploy.errors import VideoError
 from harec_deploy.files import atomic_write
+from training.calibration import BINS, Reliability
 from training.evaluate import Evaluation, Prediction
 
 RIGHT, WRONG, INK = "#1b7f4d", "#c0392b", "#222222"
@@ -49,6 +50,51 @@ def confusion(evaluation: Evaluation, path: Path) -> None:
             ink = "white" if shares[row, column] > 0.6 else INK
             axes.text(column, row, str(matrix[row, column]), ha="center", va="center", color=ink)
     _save(figure, path)
+
+
+def reliability(evaluation: Evaluation, path: Path) -> None:
+    """Draw accuracy beside score, before calibration where that is known and after, and how many labels have a score.
+
+    Nothing is drawn, and an old picture is removed, where no label has a score.
+    """
+    told = {
+        "at temperature 1": evaluation.reliability(calibrated=False),
+        "as labelled": evaluation.reliability(),
+    }
+    known = {name: facts for name, facts in told.items() if facts}
+    if not known:
+        path.unlink(missing_ok=True)
+        return
+    figure = Figure(figsize=(0.4 + 4 * len(known), 5), layout="constrained")
+    axes = figure.subplots(2, len(known), squeeze=False, sharex=True, sharey="row", height_ratios=(3, 1))
+    for column, (name, facts) in enumerate(known.items()):
+        _reliability(axes[0, column], axes[1, column], facts)
+        axes[0, column].set_title(f"{name}: expected calibration error {facts.ece:.1%}", fontsize=10)
+    axes[0, 0].set(ylabel="share that is right")
+    axes[1, 0].set(ylabel="videos")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    _save(figure, path)
+
+
+def _reliability(upper: Axes, lower: Axes, facts: Reliability) -> None:
+    middles, width = (np.arange(BINS) + 0.5) / BINS, 0.9 / BINS
+    filled = facts.count > 0
+    upper.plot([0, 1], [0, 1], color=INK, linestyle="--", linewidth=1)
+    upper.bar(middles[filled], facts.accuracy[filled], width, color=RIGHT, label="share that is right")
+    gap = (facts.score - facts.accuracy)[filled]
+    upper.bar(
+        middles[filled],
+        gap,
+        width,
+        facts.accuracy[filled],
+        color="none",
+        edgecolor=WRONG,
+        hatch="//",
+        label="gap to the mean score",
+    )
+    upper.set(xlim=(0, 1), ylim=(0, 1))
+    lower.bar(middles, facts.count, width, color=INK)
+    lower.set(xlabel="score")
 
 
 def contact_sheet(predictions: Sequence[Prediction], path: Path) -> None:

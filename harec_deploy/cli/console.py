@@ -1,21 +1,40 @@
 """What every command shares: where words go, how progress looks, how an error ends."""
 
+import os
+import re
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
 
-from harec_deploy.errors import EXIT_INTERRUPTED, HarecError, MissingDependency
+from harec_deploy.errors import EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, HarecError, MissingDependency, UsageError
 
 if TYPE_CHECKING:
+    from threading import Event
+
     from rich.progress import Progress, TaskID
 
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+class _Console(Console):
+    """Ends the command when whoever reads its words has gone."""
+
+    def on_broken_pipe(self) -> None:
+        """Let what Python still holds for the reader go nowhere, and exit like a program that SIGPIPE ended."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        os.dup2(nowhere, 2)
+        raise SystemExit(EXIT_BROKEN_PIPE)
+
+
+err = _Console(stderr=True, highlight=False, soft_wrap=True)
 # Tables in a file or pipe are not cut to a terminal's width.
-out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 240)
+out = _Console(highlight=False, soft_wrap=True, width=None if sys.stdout and sys.stdout.isatty() else 240)
 
 
 def say(text: str) -> None:
@@ -44,15 +63,77 @@ def progress_bar(what: str, total: int | None = None) -> Iterator[tuple["Progres
         yield progress, progress.add_task(what, total=total, note="")
 
 
+class Signals:
+    """The signals that end a run: the first sets ``stop``, another ends the process at once.
+
+    One that is ignored from outside, as SIGHUP under nohup, stays ignored. Use as a context manager.
+    """
+
+    NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def __init__(self, stop: "Event") -> None:
+        self.stop = stop
+        self.number = 0
+
+    @property
+    def exit_status(self) -> int:
+        """What a run that was ended by the signal exits with: 130, 143 or 129."""
+        return 128 + self.number
+
+    def __enter__(self) -> "Signals":
+        heard = [number for number in self.NUMBERS if signal.getsignal(number) != signal.SIG_IGN]
+        self._before = {number: signal.signal(number, self._take) for number in heard}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _take(self, number: int, _: FrameType | None) -> None:
+        if self.stop.is_set():
+            err.show_cursor()
+            os._exit(128 + number)
+        self.number = number
+        self.stop.set()
+        say("stopping: what is decoded will be labelled; once more to stop at once")
+
+
+_UNITS = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def seconds(text: str) -> float:
+    """Return the seconds that "4", "4s", "250ms", "1.5m" or "1h" mean. Raises UsageError."""
+    match = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*(ms|s|m|h|)", text.strip())
+    if match is None:
+        raise UsageError(f"{text!r} is no length of time; allowed are such as 4s, 250ms, 1.5m, 1h")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def count(text: str, option: str) -> int | None:
+    """Return the number, or None for "auto". Raises UsageError."""
+    if text != "auto" and not text.isdecimal():
+        raise UsageError(f"{option} {text}: allowed are auto, or a number from 1 on")
+    return None if text == "auto" else int(text)
+
+
 def missing(error: ModuleNotFoundError, extra: str, purpose: str) -> Exception:
     """Return the error to raise for an import that failed: the pip line, unless the package is our own."""
     name = error.name or "?"
     return error if name.startswith("harec_deploy") else MissingDependency(name, extra, purpose)
 
 
+def _check_folder() -> None:
+    """Raise UsageError where the current folder is gone: nothing relative could be found."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise UsageError("the current folder was removed: go to one that is there") from None
+
+
 def run_app(app: typer.Typer, arguments: list[str] | None = None) -> None:
     """Run a command line and exit; an error raised on purpose becomes one line and its exit status."""
     try:
+        _check_folder()
         app(args=arguments)
     except HarecError as error:
         say(f"error [{error.code}]: {error}")

@@ -42,7 +42,7 @@ def _print_model(bundle: Path, spec: "BundleSpec") -> None:
         **{f"training {name}": _short(value) for name, value in spec.training.items()},
     }
     for name, value in rows.items():
-        table.add_row(name, escape(value))
+        table.add_row(console.printable(name), escape(console.printable(value)))
     console.out.print(table)
 
 

@@ -1,32 +1,61 @@
 """harec-deploy label: a label for every video of files, folders and lists."""
 
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from harec_deploy.cli import console
-from harec_deploy.errors import EXIT_SOME_VIDEOS_FAILED
+from harec_deploy.errors import EXIT_FAILED, EXIT_SOME_VIDEOS_FAILED
 
 if TYPE_CHECKING:
-    from harec_deploy.label.journal import Row
+    from rich.progress import Progress as Bar
+    from rich.progress import TaskID
+
+    from harec_deploy.label.options import Progress
     from harec_deploy.label.run import Summary
 
 TABLE_ROWS = 40
+LINE_EVERY_S = 10.0  # where there is no terminal to draw a bar on
 
 
 def label(
-    inputs: Annotated[list[str], typer.Argument(help="Videos, folders, globs, or @list.txt with a path a line.")],
+    inputs: Annotated[list[str], typer.Argument(help="Videos, folders, globs, @list.txt with a path a line.")],
     bundle: Annotated[Path, typer.Option("--bundle", "-b", help="The exported model.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The journal, or a .csv written beside it.")] = Path(
+    out: Annotated[Path, typer.Option("--out", "-o", help="The journal, or a table written beside it.")] = Path(
         "labels.jsonl"
     ),
     runner: Annotated[str, typer.Option(help="auto, openvino or onnx.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
-    workers: Annotated[int | None, typer.Option(help="Videos decoded at a time; all cores by default.")] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds that decoding one video may take.")] = 120.0,
+    workers: Annotated[str, typer.Option(metavar="N|auto", help="Videos decoded at a time.")] = "auto",
+    timeout: Annotated[float, typer.Option(help="Seconds for decoding a video, or part of a long one.")] = 120,
+    window: Annotated[
+        float | None, typer.Option(parser=console.seconds, metavar="TIME", help="Label windows of this length: 4s.")
+    ] = None,
+    stride: Annotated[
+        float | None, typer.Option(parser=console.seconds, metavar="TIME", help="Between windows: a quarter of one.")
+    ] = None,
+    fps: Annotated[float | None, typer.Option(help="Or windows of the model's frames at so many a second.")] = None,
+    smooth: Annotated[int, typer.Option(help="Windows whose probabilities are averaged; 1 for none.")] = 3,
+    min_segment: Annotated[
+        float | None, typer.Option(parser=console.seconds, metavar="TIME", help="Shortest segment: half a window.")
+    ] = None,
+    min_score: Annotated[float, typer.Option(help="Below this probability the label is 'unknown'.")] = 0.0,
     top_k: Annotated[int, typer.Option(help="Classes kept in each row.")] = 5,
+    features: Annotated[Path | None, typer.Option(help="Write feature vectors to this .npz or .parquet.")] = None,
+    vtt: Annotated[Path | None, typer.Option(help="Write captions (WebVTT) for each video to this folder.")] = None,
+    annotate: Annotated[Path | None, typer.Option(help="Write copies with the labels drawn in to this folder.")] = None,
+    max_errors: Annotated[str | None, typer.Option(help="Stop when so many videos failed: 20, or 5%.")] = None,
     all_files: Annotated[bool, typer.Option("--all-files", help="Take files of any suffix in folders.")] = False,
+    follow_links: Annotated[
+        bool, typer.Option("--follow-symlinks", help="In folders take links too that stay inside them.")
+    ] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Forget the journal and begin anew.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Do failed videos again.")] = False,
     table: Annotated[bool, typer.Option("--table", help="Print the labels as a table.")] = False,
@@ -34,38 +63,96 @@ def label(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary.")] = False,
 ) -> None:
     """Label videos: one row each, whatever happens. The same command again does what is missing."""
+    import msgspec
+
     from harec_deploy.label.child import Limits
-    from harec_deploy.label.run import Options
+    from harec_deploy.label.options import Options
     from harec_deploy.label.run import label as label_videos
 
-    with console.progress_bar("labelling") as (progress, task):
-
-        def advance(done: int, total: int, row: "Row") -> None:
-            note = f"last: {console.printable(row.label or row.status)}"
-            progress.update(task, completed=done, total=total, note=note)
-
-        options = Options(
-            out=out,
-            runner=runner,
-            precision=precision,
-            top_k=top_k,
-            workers=workers,
-            limits=Limits(seconds=timeout),
-            all_files=all_files,
-            restart=restart,
-            retry_failed=retry_failed,
-            announce=(lambda text: None) if quiet else console.say,
-            progress=advance,
-        )
+    options = Options(
+        out=out,
+        runner=runner,
+        precision=precision,
+        top_k=top_k,
+        workers=console.count(workers, "--workers"),
+        limits=Limits(seconds=timeout),
+        window_s=window,
+        stride_s=stride,
+        fps=fps,
+        smooth=smooth,
+        min_segment_s=min_segment,
+        min_score=min_score,
+        features=features,
+        vtt=vtt,
+        annotate=annotate,
+        max_errors=max_errors,
+        all_files=all_files,
+        follow_links=follow_links,
+        restart=restart,
+        retry_failed=retry_failed,
+        announce=_say_nothing if quiet else console.say,
+    )
+    with console.Signals(options.stop) as signals, console.progress_bar("labelling") as (bar, task):
+        if not quiet:
+            options = replace(options, progress=_shown(bar, task), annotating=partial(_annotating, bar, task))
         summary = label_videos(bundle, inputs, options)
     if table:
         _print_table(summary)
     if as_json:
-        _print_json(summary)
+        console.out.print(msgspec.json.encode(summary.facts()).decode(), markup=False)
     if not quiet:
         _say_summary(summary, out)
-    if summary.statuses["failed"]:
+    _exit(summary, signals)
+
+
+def _say_nothing(_: object) -> None:
+    """Take the place of what --quiet leaves out."""
+
+
+def _shown(bar: "Bar", task: "TaskID") -> "Callable[[Progress], None]":
+    """Return what draws the bar, or says a line every few seconds where there is no terminal."""
+    said = time.monotonic()
+
+    def show(progress: "Progress") -> None:
+        nonlocal said
+        stages = progress.stages
+        note = (
+            f"{progress.videos_per_s:.1f} videos/s, {progress.failed} failed; "
+            f"engine {stages.engine_busy:.0%}, decode {stages.decode_busy:.0%} busy"
+        )
+        bar.update(task, completed=progress.done, total=progress.total, note=note)
+        if bar.disable and time.monotonic() - said >= LINE_EVERY_S:
+            said = time.monotonic()
+            left_s = (progress.total - progress.done) / progress.videos_per_s
+            console.say(f"{progress.done}/{progress.total} videos, {note}; {_duration(left_s)} left")
+
+    return show
+
+
+def _annotating(bar: "Bar", task: "TaskID", done: int, total: int) -> None:
+    bar.update(task, description="annotating", completed=done, total=total, note="")
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"
+
+
+def _exit(summary: "Summary", signals: console.Signals) -> None:
+    """Exit with what the run came to."""
+    if summary.stopped or signals.number:
+        why = summary.stopped or "interrupted while annotating"
+        console.say(f"stopped: {why}; {summary.todo} videos are left. Resume with: {_resume()}")
+        raise typer.Exit(signals.exit_status if signals.number else EXIT_FAILED)
+    if summary.statuses["failed"] or summary.not_annotated:
         raise typer.Exit(EXIT_SOME_VIDEOS_FAILED)
+
+
+def _resume() -> str:
+    """Return this command line, less what would begin anew."""
+    words = [word for word in sys.argv[1:] if word != "--restart"]
+    return shlex.join(["harec-deploy", *words])
 
 
 def _say_summary(summary: "Summary", out: Path) -> None:
@@ -73,14 +160,17 @@ def _say_summary(summary: "Summary", out: Path) -> None:
     skipped = len(summary.rows) - summary.done
     console.say(f"{counts}" + (f"; {skipped} were done before" if skipped else ""))
     for code, count in summary.errors.most_common():
-        example = next(row for row in summary.rows if row.error and row.error["code"] == code)
+        example = summary.examples[code]
         console.say(f"  {code}: {count}, e.g. {example.path}: {(example.error or {})['message']}")
+    for path, reason in summary.not_annotated:
+        console.say(f"  not annotated: {path}: {reason}")
     for what, count in summary.ignored.items():
         console.say(f"  passed over: {count} {what}")
     if summary.done:
         speed = f"{summary.videos_per_s:.1f} videos/s, {summary.times_real_time:.0f} times real time"
         console.say(f"{speed}; {summary.stages.bound_by()}")
-    console.say(f"written to {out}")
+    if not summary.stopped:
+        console.say(f"written to {out}")
 
 
 def _print_table(summary: "Summary") -> None:
@@ -95,18 +185,3 @@ def _print_table(summary: "Summary") -> None:
     console.out.print(table)
     if len(summary.rows) > TABLE_ROWS:
         console.out.print(f"and {len(summary.rows) - TABLE_ROWS} more in the journal")
-
-
-def _print_json(summary: "Summary") -> None:
-    import msgspec
-
-    facts = {
-        "statuses": summary.statuses,
-        "errors": summary.errors,
-        "done": summary.done,
-        "videos_per_s": summary.videos_per_s,
-        "times_real_time": summary.times_real_time,
-        "bound_by": summary.stages.bound_by(),
-        "stages": summary.stages,
-    }
-    console.out.print(msgspec.json.encode(facts).decode(), markup=False)

@@ -1,6 +1,6 @@
 """Videos in, frames out: the decoder protocol, the values that cross it and the table of decoders."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -60,17 +60,19 @@ class VideoInfo:
 
 @dataclass(frozen=True, slots=True)
 class Frames:
-    """Frames of one video.
+    """Frames of one video, or the next of them.
 
-    pixels: uint8 RGB (T, H, W, 3), one for each timestamp asked for.
-    shown_s: float64 (T,), when each of them is first shown.
-    bad_packets: packets that the decoder refused on the way, and damaged frames among these.
+    pixels: uint8 RGB (N, H, W, 3).
+    shown_s: float64 (N,), when each of them is first shown.
+    bad_packets: packets that the decoder refused so far, and damaged frames among those that were asked for.
+    last: no more frames of this video follow.
     """
 
     info: VideoInfo
     pixels: NDArray[np.uint8]
     shown_s: NDArray[np.float64]
     bad_packets: int
+    last: bool = True
 
 
 Timestamps = Sequence[float] | NDArray[np.float64] | Callable[[VideoInfo], Sequence[float] | NDArray[np.float64]]
@@ -85,10 +87,17 @@ class Decoder(Protocol):
         """Read the packets of ``path`` without decoding them. Raises VideoError."""
 
     def frames(self, path: Path, timestamps_s: Timestamps, size: Size) -> Frames:
-        """Return the frame shown at each timestamp, scaled to ``size``.
+        """Return the frame shown at each timestamp, scaled to ``size``: as many frames as timestamps.
 
         A time outside the video gives its first or last frame. ``timestamps_s`` may be a function of the VideoInfo, so
         that the file is read once. Raises VideoError.
+        """
+
+    def stream(self, path: Path, timestamps_s: Timestamps, size: Size, count: int) -> Iterator[Frames]:
+        """Yield the frames shown at any of the timestamps, each once, in the order shown, ``count`` at a time.
+
+        Memory does not grow with the length of the video. Frames that are not later than those before begin the video
+        anew: it did not come out as its packets said, and is decoded again; forget what was given. Raises VideoError.
         """
 
 

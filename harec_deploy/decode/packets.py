@@ -20,11 +20,17 @@ from numpy.typing import NDArray
 
 from harec_deploy.decode.bitstream import is_packed, shown_pictures
 from harec_deploy.errors import VideoError
+from harec_deploy.sampling import shown_at
 
 VideoPacket: TypeAlias = "Packet[VideoStream]"  # generic for type checkers only
 
-KEEP_BYTES = 64 << 20  # packets of a file up to this size stay in memory; of a larger one they are read again
+KEEP_BYTES = 64 << 20  # packets of a file up to this size stay in memory; of a larger one they are read again,
+KEEP_PACKETS = 10_000  # and of one with more: each takes more than a kilobyte, whatever is in it
 HEADER_BYTES = 4096  # of a key packet, in which its encoder may say what it is
+# Codecs that were seen to give the same pictures when others are left out. VC-1, SVQ3 and Cinepak do not.
+SELECTIVE = frozenset(
+    ["h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mpeg2video", "mpeg1video", "mjpeg", "prores", "dnxhd", "h263"]
+)
 HIDING_CODECS = frozenset(["vp8", "vp9", "mpeg4"])  # whose packets may show no picture, or two
 _MISSING = np.iinfo(np.int64).min
 RAW_STREAMS = frozenset(["h264", "hevc", "h263", "m4v", "mpegvideo", "obu"])
@@ -59,9 +65,7 @@ class PacketTable:
 
     def at(self, timestamps_s: NDArray[np.float64]) -> NDArray[np.int64]:
         """Return the place in display order of the frame shown at each time: int64 (T,), clamped to the video."""
-        slack = 1e-6  # a time computed to fall on a frame's start means that frame
-        place = np.searchsorted(self.shown_s, np.asarray(timestamps_s) + slack, side="right") - 1
-        return np.asarray(np.clip(place, 0, len(self.order) - 1), dtype=np.int64)
+        return shown_at(self.shown_s, timestamps_s)
 
     def start_for(self, packet: int) -> int | None:
         """Return the key packet to start decoding from so that ``packet`` comes out right, or None if there is none.
@@ -108,6 +112,8 @@ def read_table(container: InputContainer, stream: VideoStream) -> PacketTable:
             rows.append(_Row(packet.pts, packet.dts, packet.duration or 0, packet.is_keyframe, pictures))
             if keep:
                 kept.append(packet)
+                if len(kept) > KEEP_PACKETS:
+                    keep, kept = False, []
             if len(rows) == 1 and packet.has_sidedata("encryption_info"):
                 raise VideoError("decoder_missing", "the video is encrypted")
     except MemoryError:
@@ -153,11 +159,17 @@ def _table(
     if not len(shown):
         raise VideoError("too_short", "the video shows no frame")
     pts, dts = _times([row.pts for row in rows]), _times([row.dts for row in rows])
+    keys = np.flatnonzero([row.key for row in rows])
     tick_s = float(stream.time_base or 0)
     packed = any(len(row.pictures) > 1 for row in rows)  # then each picture has the time of the packet beside its own
-    timed = container.format.name != "avi" and not packed and _tells_apart(pts[shown])
+    # Some files have the times of decoding for those of showing; which codecs then reorder pictures is not told.
+    doubtful = stream.codec.canonical_name not in SELECTIVE and bool((pts == dts).all())
+    trusted = container.format.name != "avi" and not packed and not doubtful
+    timed = trusted and _tells_apart(pts[shown]) and _goes_on(pts[keys])
+    start_s = 0.0
     if timed:
         shown = shown[np.argsort(pts[shown], kind="stable")]
+        start_s = float(pts[shown[0]]) * tick_s
         shown_s = (pts[shown] - pts[shown[0]]) * tick_s
     elif clock_fps(stream) and _tells_apart(dts[shown]):
         # The clock of an AVI counts chunks, empty ones too; the first frame that is decoded is shown at the first turn.
@@ -170,13 +182,13 @@ def _table(
     return PacketTable(
         pts=pts,
         dts=dts,
-        keys=np.flatnonzero([row.key for row in rows]),
+        keys=keys,
         order=shown,
         shown_s=shown_s,
         duration_s=duration_s,
         droppable=np.flatnonzero(droppable),
         timed=timed,
-        broken=broken or _missing_tail(count, duration_s, container, stream),
+        broken=broken or _missing_tail(count, max(start_s, 0.0) + duration_s, container, stream),
         packets=packets,
     )
 
@@ -188,6 +200,11 @@ def _times(column: list[int | None]) -> NDArray[np.int64]:
 def _tells_apart(times: NDArray[np.int64]) -> bool:
     """Tell whether every frame has a time, and one of its own."""
     return bool((times != _MISSING).all()) and len(np.unique(times)) == len(times)
+
+
+def _goes_on(key_times: NDArray[np.int64]) -> bool:
+    """Tell whether the clock runs on: no key frame is shown before an earlier one, as where recordings were joined."""
+    return bool((key_times[1:] >= key_times[:-1]).all())
 
 
 def clock_fps(stream: VideoStream) -> float | None:
@@ -207,7 +224,7 @@ def _last_frame_s(shown_s: NDArray[np.float64], tagged_s: float, stream: VideoSt
     return 1 / (clock_fps(stream) or FALLBACK_FPS)
 
 
-def _missing_tail(found: int, duration_s: float, container: InputContainer, stream: VideoStream) -> bool:
+def _missing_tail(found: int, end_s: float, container: InputContainer, stream: VideoStream) -> bool:
     """Tell whether the header promises more than the packets hold: a sample count, or a time that is never reached.
 
     MPEG-TS and raw streams promise nothing, so a cut in them cannot be seen.
@@ -216,7 +233,7 @@ def _missing_tail(found: int, duration_s: float, container: InputContainer, stre
         exact = container.format.name.startswith("mov")  # other headers are often one or two off
         return found < stream.frames - (0 if exact else 2)
     if container.format.name.startswith("matroska") and container.duration and not container.streams.audio:
-        return duration_s + 0.5 < container.duration / av.time_base
+        return end_s + 0.5 < container.duration / av.time_base
     return False
 
 
@@ -228,7 +245,8 @@ def packets_from(
     A seek that does not land on a packet of the table, at or before ``start``, yields nothing.
     """
     if table.packets is not None:
-        yield from enumerate(table.packets[start:], start)
+        for index in range(start, len(table.packets)):
+            yield index, table.packets[index]
         return
     # By decode time where there is one: some containers look for that, and a picture is decoded before it is shown.
     time = table.dts[start] if table.dts[start] != _MISSING else table.pts[start]

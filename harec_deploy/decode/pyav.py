@@ -6,44 +6,33 @@ out as the table says (a damaged packet, a frame that does not appear), the vide
 packet, plainly, and that result counts.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 from av.container import InputContainer
 from av.stream import Disposition
-from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from harec_deploy.decode import MAX_PIXELS, Frames, Size, Timestamps, VideoInfo
-from harec_deploy.decode.packets import PacketTable, VideoPacket, clock_fps, is_end, packets_from, read_table
+from harec_deploy.decode.packets import SELECTIVE, PacketTable, clock_fps, read_table
+from harec_deploy.decode.passes import Plain, Unexpected, Video, selective
 from harec_deploy.decode.picture import Picture, Scaler
 from harec_deploy.errors import VideoError
 from harec_deploy.files import open_regular
+from harec_deploy.sampling import shown_at
 
 # Containers that hold their own pictures. Playlists (hls, concat, dash) can name other files and are never opened.
 CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm,mpegts,mpeg,mpegvideo,m4v,h264,hevc,h263,flv,asf,ogg,ivf,obu,dv,mxf"
 )
-# Codecs that were seen to give the same pictures when others are left out. VC-1, SVQ3 and Cinepak do not.
-SELECTIVE = frozenset(
-    ["h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mpeg2video", "mpeg1video", "mjpeg", "prores", "dnxhd", "h263"]
-)
+MAX_STREAMS = 256  # whose decoders are limited while a container is opened
 MIN_FRAMES = 2  # an action takes more than one picture
-
-
-@dataclass(frozen=True, slots=True)
-class _Video:
-    """An opened video and its packet table."""
-
-    descriptor: int
-    container: InputContainer
-    stream: VideoStream
-    table: PacketTable
 
 
 class PyAVDecoder:
@@ -62,38 +51,68 @@ class PyAVDecoder:
 
     def frames(self, path: Path, timestamps_s: Timestamps, size: Size) -> Frames:
         """Return the frame shown at each timestamp: pixels uint8 (T, H, W, 3). Raises VideoError."""
+        times: list[float] = []
+
+        def asked(info: VideoInfo) -> list[float]:
+            times[:] = timestamps_s(info) if callable(timestamps_s) else timestamps_s
+            return times
+
+        (found,) = self.stream(path, asked, size)
+        at = shown_at(found.shown_s, times)
+        return replace(found, pixels=np.ascontiguousarray(found.pixels[at]), shown_s=found.shown_s[at])
+
+    def stream(self, path: Path, timestamps_s: Timestamps, size: Size, count: int | None = None) -> Iterator[Frames]:
+        """Yield the frames shown at any of the timestamps, each once, ``count`` at a time; without it, all at once.
+
+        See ``Decoder.stream``. Raises VideoError.
+        """
         try:
-            with self._open(path) as video:
+            with self.open(path) as video:
                 info = _info(video)
                 times = timestamps_s(info) if callable(timestamps_s) else timestamps_s
-                places = video.table.at(np.asarray(times, dtype=np.float64))
-                found, bad_packets = self._decode(video, np.unique(places), size)
+                places = np.unique(video.table.at(np.asarray(times, dtype=np.float64)))
+                parts = _Parts(video.table, info)
+                for plain, pictures in self._passes(video, places, size):
+                    try:
+                        yield from parts.of(pictures, plain, count)
+                        return
+                    except Unexpected:
+                        continue  # and begin anew
         except MemoryError:
             raise VideoError("out_of_memory") from None
         except av.error.FFmpegError as error:
             raise VideoError("corrupt", f"FFmpeg: {error.strerror}") from None
-        damaged = sum(picture.damaged for picture in found.values())
-        if 2 * damaged > len(found):  # noise, as of an encrypted stream that does not say so
-            raise VideoError("corrupt", f"{damaged} of {len(found)} frames are damaged")
-        first = found[int(places[0])]
-        return Frames(
-            info=replace(
-                info,
-                width=first.width,
-                height=first.height,
-                pixel_format=first.pixel_format,
-                rotation_degrees=first.rotation_degrees,
-            ),
-            pixels=np.ascontiguousarray(np.stack([found[int(place)].pixels for place in places])),
-            shown_s=video.table.shown_s[places],
-            bad_packets=bad_packets + damaged,
-        )
+
+    def _passes(
+        self, video: Video, places: NDArray[np.int64], size: Size
+    ) -> Iterator[tuple[Plain | None, Iterator[tuple[int, Picture]]]]:
+        """Yield the ways to the pictures at ``places``, the second to be taken where the first raises Unexpected."""
+        scaler = Scaler(size, video.stream.codec_context)
+        # What a decoder makes of a torn picture depends on all that it has seen, so a broken file is read in full.
+        exact = video.table.timed and not video.table.broken and video.stream.codec.canonical_name in SELECTIVE
+        if self.selective and exact:
+            yield None, selective(video, places, scaler)
+        elif video.table.packets is not None:
+            plain = Plain(video, drop=self.selective and not video.table.broken)
+            yield plain, plain.pictures(places, scaler)
+        with self.again(video) as fresh:
+            plain = Plain(fresh, drop=False)
+            yield plain, plain.pictures(places, scaler)
 
     @contextmanager
-    def _open(self, path: Path) -> Iterator[_Video]:
-        with open_regular(path) as descriptor, _container(descriptor) as container:
+    def open(self, path: Path) -> Iterator[Video]:
+        """Open a video and read its packets. Raises VideoError."""
+        with open_regular(path) as descriptor, open_container(descriptor, self.max_pixels) as container:
             stream = self._stream(container)
-            yield _Video(descriptor, container, stream, read_table(container, stream))
+            if not stream.codec_context.width:
+                self._refuse_claimed_size(descriptor)
+            yield Video(descriptor, container, stream, read_table(container, stream))
+
+    @contextmanager
+    def again(self, video: Video) -> Iterator[Video]:
+        """Open an opened video anew: a demuxer and a decoder that have seen nothing yet."""
+        with open_container(video.descriptor, self.max_pixels) as container:
+            yield replace(video, container=container, stream=self._stream(container))
 
     def _stream(self, container: InputContainer) -> VideoStream:
         """Return the video stream, its decoder limited to one thread and ``max_pixels``."""
@@ -102,171 +121,77 @@ class PyAVDecoder:
         if context.width * context.height > self.max_pixels:
             shape = f"{context.width}x{context.height}"
             raise VideoError("too_large", f"{shape} pixels; at most {self.max_pixels:,} a frame are decoded")
-        # A picture that grows in mid-stream is refused by the codec itself; av.open's options do not reach it.
-        # Twice the limit, because codecs count the padding of a picture too.
-        context.options = {"max_pixels": str(2 * self.max_pixels)}
+        context.options = _limit(self.max_pixels)  # a picture may grow in mid-stream; av.open's options do not reach it
         context.thread_count = 1  # with more, a truncated file gives another number of frames
         context.thread_type = "NONE"
         return stream
 
-    def _decode(self, video: _Video, places: NDArray[np.int64], size: Size) -> tuple[dict[int, Picture], int]:
-        """Return the picture at each place in display order, and how many packets were refused."""
-        scaler = Scaler(size, video.stream.codec_context)
-        # What a decoder makes of a torn picture depends on all that it has seen, so a broken file is read in full.
-        exact = video.table.timed and not video.table.broken and video.stream.codec.canonical_name in SELECTIVE
-        if self.selective and exact:
-            found = _selective(video, places, scaler)
-            if found is not None:
-                return found, 0
-        elif video.table.packets is not None:
-            return _sequential(video, places, scaler, drop=self.selective and not video.table.broken)
-        with _container(video.descriptor) as container:  # a demuxer and a decoder that have seen nothing yet
-            fresh = replace(video, container=container, stream=self._stream(container))
-            return _sequential(fresh, places, scaler, drop=False)
+    def _refuse_claimed_size(self, descriptor: int) -> None:
+        """Raise VideoError if the container names a size above the limit, which its decoder has refused already."""
+        with open_container(descriptor, self.max_pixels, decoders="none") as container:
+            self._stream(container)
 
 
-def _selective(video: _Video, places: NDArray[np.int64], scaler: Scaler) -> dict[int, Picture] | None:
-    """Decode only what holds the wanted frames; None if anything does not come out as the table says."""
-    table, context = video.table, video.stream.codec_context
-    runs = _runs(table, places)
-    found: dict[int, Picture] = {}
-    for start, wanted in (runs or {}).items():
-        by_pts = {int(table.pts[packet]): place for packet, place in wanted.items()}
-        try:
-            for frame in _decode_run(video, start, wanted):
-                if frame.is_corrupt:
-                    return None
-                if frame.pts in by_pts:
-                    found[by_pts.pop(frame.pts)] = scaler.picture(frame)
-        except MemoryError:
-            raise
-        except av.error.FFmpegError:
-            return None
-        if by_pts:
-            return None
-        context.flush_buffers()
-    return found if runs else None
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """Makes the Frames of one video out of its pictures."""
+
+    table: PacketTable
+    info: VideoInfo
+
+    def of(self, pictures: Iterator[tuple[int, Picture]], plain: Plain | None, count: int | None) -> Iterator[Frames]:
+        """Yield the pictures, ``count`` at a time. Raises VideoError corrupt where most of them are damaged."""
+        batch: dict[int, Picture] = {}
+        first: Picture | None = None
+        done = damaged = 0
+        for place, picture in pictures:
+            if len(batch) == count:
+                yield self._frames(batch, first, damaged + (plain.refused if plain else 0), last=False)
+                batch = {}
+            first = first or picture
+            done, damaged = done + 1, damaged + picture.damaged
+            batch[place] = picture
+        if 2 * damaged > done:  # noise, as of an encrypted stream that does not say so
+            raise VideoError("corrupt", f"{damaged} of {done} frames are damaged")
+        yield self._frames(batch, first, damaged + (plain.refused if plain else 0), last=True)
+
+    def _frames(self, batch: dict[int, Picture], first: Picture | None, bad_packets: int, *, last: bool) -> Frames:
+        assert first is not None
+        shape = replace(
+            self.info,
+            width=first.width,
+            height=first.height,
+            pixel_format=first.pixel_format,
+            rotation_degrees=first.rotation_degrees,
+        )
+        pixels = np.stack([picture.pixels for picture in batch.values()])
+        return Frames(shape, pixels, self.table.shown_s[list(batch)], bad_packets, last)
 
 
-def _runs(table: PacketTable, places: NDArray[np.int64]) -> dict[int, dict[int, int]] | None:
-    """Return {first packet to decode: {wanted packet: its place}}, or None where a frame has no key to start from.
-
-    A run that would start inside the one before it, or right behind it, is joined to it.
-    """
-    starts = {int(table.order[place]): (table.start_for(int(table.order[place])), place) for place in places.tolist()}
-    runs: dict[int, dict[int, int]] = {}
-    run = last = -1
-    for packet, (start, place) in sorted(starts.items(), key=lambda item: (item[1][0] or -1, item[0])):
-        if start is None:
-            return None
-        if run < 0 or start > last + 1:
-            run = start
-        runs.setdefault(run, {})[packet] = place
-        last = max(last, packet)
-    return runs
-
-
-def _decode_run(video: _Video, start: int, wanted: Collection[int]) -> Iterator[VideoFrame]:
-    """Yield the frames decoded from packet ``start`` up to the last wanted one, without what only costs time."""
-    context = video.stream.codec_context
-    droppable = context.codec.canonical_name != "av1"  # dav1d reads the setting once, when it is opened
-    last = max(wanted)
-    for index, packet in packets_from(video.container, video.stream, video.table, start):
-        context.skip_frame = "NONREF" if droppable and index not in wanted else "DEFAULT"
-        yield from context.decode(packet)
-        if index == last:
-            break
-    yield from context.decode(None)
-
-
-def _sequential(
-    video: _Video, places: NDArray[np.int64], scaler: Scaler, *, drop: bool
-) -> tuple[dict[int, Picture], int]:
-    """Decode from the first packet on; a frame that does not appear is replaced by the one shown before it.
-
-    With ``drop``, frames that are told by their place are left out where nothing refers to them and none is wanted.
-    """
-    table = video.table
-    # Where timestamps can be trusted a frame is known by its own, elsewhere by its place.
-    positions = table.pts[table.order[places]] if table.timed else places
-    waiting = list(zip(positions.tolist(), places.tolist(), strict=True))[::-1]  # the next one last
-    found: dict[int, Picture] = {}
-    before: VideoFrame | None = None
-    frames = _Plain(video, set(places.tolist()) if drop and not table.timed else None)
-    for position, frame in frames:
-        while waiting and waiting[-1][0] <= position:
-            wanted, place = waiting.pop()
-            found[place] = scaler.picture(frame if wanted == position or before is None else before)
-        before = frame
-        if not waiting:
-            return found, frames.refused
-    if before is None:
-        kind = "truncated" if table.broken else "corrupt"
-        raise VideoError(kind, f"none of {len(table.order)} frames can be decoded")
-    found |= {place: scaler.picture(before) for _, place in waiting}
-    return found, frames.refused
-
-
-class _Plain:
-    """All frames of a video in the order they are shown, each with its position.
-
-    The position is the timestamp of a timed video. Elsewhere it is the place in display order: of the packet that gives
-    the frame, or, where the decoder holds frames back to reorder them, the count of frames.
-
-    wanted: if given, pictures at other places are not decoded where nothing refers to them.
-    refused: packets so far that the decoder raised an error for; the frames behind them keep their positions.
-    """
-
-    def __init__(self, video: _Video, wanted: set[int] | None) -> None:
-        self.video = video
-        self.wanted = wanted
-        self.refused = 0
-
-    def __iter__(self) -> Iterator[tuple[int, VideoFrame]]:
-        table, context = self.video.table, self.video.stream.codec_context
-        place_of = {packet: place for place, packet in enumerate(table.order.tolist())}
-        droppable = frozenset(table.droppable.tolist())
-        count, immediate = 0, None
-        for index, packet in enumerate(_all_packets(self.video)):
-            # Such a picture is shown as soon as it is decoded, so the count tells its place.
-            drop = self.wanted is not None and index in droppable and count not in self.wanted
-            context.skip_frame = "NONREF" if drop else "DEFAULT"
-            count += drop
-            try:
-                frames = context.decode(packet)
-            except MemoryError:
-                raise
-            except av.error.FFmpegError:
-                self.refused += 1
-                count += 1
-                continue
-            for frame in frames:
-                if immediate is None:
-                    immediate = place_of.get(index) == 0
-                place = place_of.get(index, count) if immediate else count
-                yield (frame.pts if frame.pts is not None else -1) if table.timed else place, frame
-                count += 1
-
-
-def _all_packets(video: _Video) -> Iterator["VideoPacket | None"]:
-    """Yield every packet from the first on and, last, the None that empties the decoder."""
-    try:
-        packets = video.table.packets or video.container.demux(video.stream)
-        yield from (packet for packet in packets if not is_end(packet))
-    except MemoryError:
-        raise
-    except av.error.FFmpegError:
-        pass  # the table knows already that the file is broken there
-    yield None
+def _limit(max_pixels: int) -> dict[str, str]:
+    """Return the codec's own limit: twice ours, because it counts the padding of a picture too."""
+    return {"max_pixels": str(2 * max_pixels)}
 
 
 @contextmanager
-def _container(descriptor: int) -> Iterator[InputContainer]:
+def open_container(descriptor: int, max_pixels: int = MAX_PIXELS, *, decoders: str = "") -> Iterator[InputContainer]:
+    """Open what a descriptor reads, if it is a container of the allowed list. Raises VideoError.
+
+    FFmpeg decodes some frames to do so: with ``decoders``, if given, and none above twice ``max_pixels``.
+    """
     # The descriptor's own name: the file that was checked is the file that is read, whatever its path means by now.
     name = f"/dev/fd/{descriptor}"
     options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
+    if decoders:
+        options["codec_whitelist"] = decoders
+    limits: Any = [_limit(max_pixels)] * MAX_STREAMS
     try:
-        container = av.open(name, options=options, metadata_errors="replace")
+        try:
+            container = av.open(name, container_options=options, stream_options=limits, metadata_errors="replace")
+        except av.error.FFmpegError:  # some of these are ValueErrors too
+            raise
+        except ValueError:  # MPEG and FLV name their streams only while they are read
+            container = av.open(name, container_options=options, metadata_errors="replace")
     except av.error.ArgumentError:
         message = "not a container of the allowed list, or one that can name other files"
         raise VideoError("forbidden_container", message) from None
@@ -291,7 +216,7 @@ def _video_stream(container: InputContainer) -> VideoStream:
     return stream
 
 
-def _info(video: _Video) -> VideoInfo:
+def _info(video: Video) -> VideoInfo:
     """Return what the packets say; a decoded frame tells its format and, as shown, its size and rotation."""
     table, stream = video.table, video.stream
     if len(table.order) < MIN_FRAMES:

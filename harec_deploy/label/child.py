@@ -1,5 +1,7 @@
 """The decoding child: takes a job from a socket, leaves frames in shared memory, answers with a small message.
 
+A long video is answered part by part; the next is written when the parent has taken the one before.
+
 Videos are untrusted and FFmpeg is written in C, so decoding happens in a process that can be lost: limited in memory,
 time and files, without the right to gain privileges, and gone when its parent is. ``workers.py`` is the parent's side.
 """
@@ -14,7 +16,7 @@ import socket
 import struct
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
@@ -24,30 +26,46 @@ from numpy.typing import NDArray
 
 from harec_deploy.decode import Decoder, Size, VideoInfo
 from harec_deploy.errors import VideoError
-from harec_deploy.sampling import ClipSampling, whole
+from harec_deploy.sampling import ClipSampling, Windowing
+from harec_deploy.windows import Track
 
 MAX_MESSAGE_BYTES = 1 << 20
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38  # linux/prctl.h
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """What one child may use: bytes of address space, and seconds for one video, by the clock and of CPU time."""
+    """What one child may use: bytes of address space, and seconds for a video or for each part of a long one."""
 
     memory_bytes: int = 4 << 30
     seconds: float = 120.0
 
 
-class Setup(msgspec.Struct, frozen=True, kw_only=True):
-    """What a child is started with. decoder: "module:attribute"; memory_fd: the shared memory, of memory_bytes."""
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What is decoded of every video, and with what.
 
-    socket_fd: int
-    memory_fd: int
-    memory_bytes: int
-    parent: int
+    decoder: "module:attribute". count: the frames of a part; those of a whole clip fit into one.
+    """
+
     decoder: str
     sampling: ClipSampling
     size: Size
-    limits: Limits
+    count: int
+    windowing: Windowing | None = None
+    limits: Limits = Limits()
+
+    @property
+    def part_bytes(self) -> int:
+        """Bytes of shared memory that a part takes."""
+        return self.count * self.size.height * self.size.width * 3
+
+
+class Setup(msgspec.Struct, frozen=True, kw_only=True):
+    """What a child is started with. memory_fd: the shared memory, of plan.part_bytes."""
+
+    socket_fd: int
+    memory_fd: int
+    parent: int
+    plan: Plan
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,22 +74,20 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     path: bytes
 
 
+class GoOn(msgspec.Struct, frozen=True):
+    """The parent has taken the part that is in the shared memory."""
+
+
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of a job; on success uint8 frames of ``shape`` lie in the shared memory."""
+    """What became of a job, or of a part of it; on success uint8 frames of ``shape`` lie in the shared memory."""
 
     seconds: float
     shape: tuple[int, ...] = ()
     info: VideoInfo | None = None
     shown_s: list[float] = []
     bad_packets: int = 0
+    last: bool = True
     error: tuple[str, str] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Task:
-    decoder: Decoder
-    memory: NDArray[np.uint8]
-    setup: Setup
 
 
 def send(stream: socket.socket, message: msgspec.Struct) -> None:
@@ -105,54 +121,59 @@ def _exactly(stream: socket.socket, count: int) -> bytes | None:
 def main() -> None:
     """Serve jobs until the parent closes the socket."""
     setup = msgspec.json.decode(sys.argv[1], type=Setup)
-    _give_up_rights(setup)
-    module, _, attribute = setup.decoder.partition(":")
-    memory = mmap.mmap(setup.memory_fd, setup.memory_bytes)
-    task = _Task(getattr(import_module(module), attribute)(), np.frombuffer(memory, dtype=np.uint8), setup)
+    plan = setup.plan
+    give_up_rights(plan.limits, setup.parent)
+    module, _, attribute = plan.decoder.partition(":")
+    decoder: Decoder = getattr(import_module(module), attribute)()
+    memory = np.frombuffer(mmap.mmap(setup.memory_fd, plan.part_bytes), dtype=np.uint8)
     with socket.socket(fileno=setup.socket_fd) as stream:
         while (data := receive(stream)) is not None:
-            _limit_cpu(setup.limits.seconds)
-            send(stream, _answer(task, msgspec.msgpack.decode(data, type=Job)))
+            path = Path(os.fsdecode(msgspec.msgpack.decode(data, type=Job).path))
+            for answer in _answers(decoder, path, plan, memory):
+                send(stream, answer)
+                if not answer.last and receive(stream) is None:
+                    return
 
 
-def _answer(task: _Task, job: Job) -> Answer:
+def _answers(decoder: Decoder, path: Path, plan: Plan, memory: NDArray[np.uint8]) -> Iterator[Answer]:
+    """Decode a video and yield an answer for each part of it; each part has the time limit of its own."""
+    limit_cpu(plan.limits.seconds)
     start = time.perf_counter()
-    sampling = task.setup.sampling
     try:
-        frames = task.decoder.frames(
-            Path(os.fsdecode(job.path)),
-            lambda info: sampling.timestamps_s(whole(info.duration_s)[0]),
-            task.setup.size,
-        )
-        task.memory[: frames.pixels.size] = frames.pixels.ravel()
+        for part in decoder.stream(path, Track(plan.sampling, plan.windowing).timestamps_s, plan.size, plan.count):
+            memory[: part.pixels.size] = part.pixels.ravel()
+            yield Answer(
+                seconds=time.perf_counter() - start,
+                shape=part.pixels.shape,
+                info=part.info,
+                shown_s=part.shown_s.tolist(),
+                bad_packets=part.bad_packets,
+                last=part.last,
+            )
+            limit_cpu(plan.limits.seconds)
+            start = time.perf_counter()
     except VideoError as error:
-        return Answer(seconds=time.perf_counter() - start, error=(error.kind, str(error)))
+        yield Answer(seconds=time.perf_counter() - start, error=(error.kind, str(error)))
     except MemoryError:
-        return Answer(seconds=time.perf_counter() - start, error=("out_of_memory", "the memory limit was reached"))
-    return Answer(
-        seconds=time.perf_counter() - start,
-        shape=frames.pixels.shape,
-        info=frames.info,
-        shown_s=frames.shown_s.tolist(),
-        bad_packets=frames.bad_packets,
-    )
+        yield Answer(seconds=time.perf_counter() - start, error=("out_of_memory", "the memory limit was reached"))
 
 
-def _give_up_rights(setup: Setup) -> None:
+def give_up_rights(limits: Limits, parent: int, file_bytes: int = 0) -> None:
+    """Limit this process: its memory, files to ``file_bytes``, no new privileges, and an end with ``parent``."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
     resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
-    resource.setrlimit(resource.RLIMIT_AS, (setup.limits.memory_bytes, setup.limits.memory_bytes))
+    resource.setrlimit(resource.RLIMIT_AS, (limits.memory_bytes, limits.memory_bytes))
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
         libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != setup.parent:  # it died before it could take us along
+    if os.getppid() != parent:  # it died before it could take us along
         sys.exit(1)
 
 
-def _limit_cpu(seconds: float) -> None:
+def limit_cpu(seconds: float) -> None:
     """Let this process use ``seconds`` more of CPU time; beyond, SIGXCPU ends it."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)

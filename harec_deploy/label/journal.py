@@ -8,17 +8,32 @@ dropped and done again. A later row for the same video counts instead of an earl
 import base64
 import os
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias, overload
 
 import msgspec
 
 from harec_deploy.discover import VideoFile
 from harec_deploy.errors import OutputError
+from harec_deploy.files import locked
 from harec_deploy.recognizer import VideoResult
+from harec_deploy.sampling import Windowing
 
 SYNC_EVERY_S = 2.0
+Key: TypeAlias = tuple[str, int, int]  # the identity of a video: its name, size and time of change
+
+
+def summary_path(journal: Path) -> Path:
+    """Return where a run leaves its summary for machines."""
+    return journal.with_suffix(".summary.json")
+
+
+def features_path(journal: Path) -> Path:
+    """Return where a run keeps its feature vectors while it grows."""
+    return journal.with_suffix(".features")
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,20 +47,28 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     decoder: str
     top_k: int
     harec_deploy: str
+    windows: Windowing | None = None
+    min_score: float = 0.0
+    features: bool = False
 
     def differences(self, other: "Header") -> list[str]:
         """Return what differs, as "name: here, there"; the version of harec-deploy may."""
         fields = (name for name in self.__struct_fields__ if name != "harec_deploy")
-        pairs = ((name, getattr(self, name), getattr(other, name)) for name in fields)
+        pairs = ((name, _told(getattr(self, name)), _told(getattr(other, name))) for name in fields)
         return [f"{name} {mine} (the journal has {theirs})" for name, mine, theirs in pairs if mine != theirs]
 
 
-class Row(msgspec.Struct, frozen=True, kw_only=True):
+def _told(value: object) -> str:
+    return str(msgspec.to_builtins(value)) if value is not None else "none"
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One line of the journal.
 
     path: as given, relative where the input was. path_b64: its exact bytes, only where they are no UTF-8.
     frames_expected: from the container's header, null where it has none; frames_decoded: shown frames in the packets
     that are there, less those that the decoder refused.
+    features: the number of the first vector and how many there are, of a run that keeps them.
     """
 
     path: str
@@ -67,15 +90,16 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     decoder: str
     variant: str
     error: dict[str, str] | None
+    features: tuple[int, int] | None = None
 
     @property
-    def key(self) -> tuple[str, int, int]:
+    def key(self) -> Key:
         """The identity of the video that the row is for."""
         name = os.fsdecode(base64.b64decode(self.path_b64)) if self.path_b64 else self.path
         return (name, self.size, self.mtime_ns)
 
 
-def make_row(video: VideoFile, result: VideoResult, header: Header) -> Row:
+def make_row(video: VideoFile, result: VideoResult, header: Header, features: tuple[int, int] | None = None) -> Row:
     """Return the row of one labelled or failed video."""
     raw = os.fsencode(video.name)
     text = raw.decode("utf-8", "replace")
@@ -89,7 +113,7 @@ def make_row(video: VideoFile, result: VideoResult, header: Header) -> Row:
         label=result.label,
         score=_rounded(result.score),
         top=[(name, round(score, 6)) for name, score in result.top[: header.top_k]],
-        segments=[(s.start_s, s.end_s, s.label, round(s.score, 6)) for s in result.segments],
+        segments=[(round(s.start_s, 6), round(s.end_s, 6), s.label, round(s.score, 6)) for s in result.segments],
         duration_s=_rounded(info.duration_s) if info else None,
         fps=_rounded(info.fps) if info else None,
         width=info.width if info else None,
@@ -100,6 +124,7 @@ def make_row(video: VideoFile, result: VideoResult, header: Header) -> Row:
         decoder=header.decoder,
         variant=header.variant,
         error={"code": error.kind, "message": str(error)} if error else None,
+        features=features,
     )
 
 
@@ -107,45 +132,102 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 6)
 
 
+class Place(NamedTuple):
+    """Where the last row of a video begins, and what a run that goes on has to know of it.
+
+    vectors: the number of the feature vector behind its last one; 0 where it has none.
+    """
+
+    offset: int
+    failed: bool
+    vectors: int
+
+
+class Rows(Sequence[Row]):
+    """Rows of a journal, read when they are asked for: a run of millions keeps their offsets alone."""
+
+    def __init__(self, path: Path, offsets: Sequence[int]) -> None:
+        self._path = path.absolute()
+        self._offsets = offsets
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def __iter__(self) -> Iterator[Row]:
+        decoder = msgspec.json.Decoder(Row)
+        with self._path.open("rb") as stream:
+            for offset in self._offsets:
+                stream.seek(offset)
+                yield decoder.decode(stream.readline())
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Rows": ...
+    def __getitem__(self, index: int | slice) -> "Row | Rows":
+        if isinstance(index, slice):
+            return Rows(self._path, self._offsets[index])
+        return next(iter(Rows(self._path, [self._offsets[index]])))
+
+
 class Journal:
-    """An open journal. Use as a context manager; ``rows`` holds the last row of every video done so far."""
+    """An open journal. Use as a context manager; ``places`` tells of each video that had a row when it was opened."""
 
     def __init__(self, path: Path, header: Header, *, restart: bool = False) -> None:
-        """Open or create ``path``.
+        """Open or create ``path``, for this process alone.
 
         Raises:
+            OutputLocked: another run writes it.
             OutputError: it cannot be written, belongs to a run with another header, or a line in its middle is damaged.
         """
         self.path = path
         self.header = header
-        self.rows: dict[tuple[str, int, int], Row] = {}
+        self.places: dict[Key, Place] = {}
+        self._length = 0
         self._synced = time.monotonic()
-        whole = 0
+        self._end = ExitStack()
+        self._end.enter_context(locked(path))
+        try:
+            self._begin(restart=restart)
+        except BaseException:
+            self._end.close()
+            raise
+
+    def _begin(self, *, restart: bool) -> None:
+        path, header = self.path, self.header
         if not restart and (old := read_header(path)) is not None:
             if differences := header.differences(old):
                 raise OutputError(f"{path} is of another run: {'; '.join(differences)}; use --restart or another --out")
-            self.rows, whole = read_rows(path)
-        self._stream = _open(path, whole)
-        if not whole:
+            for offset, self._length, row in _lines(path):
+                if row is not None:
+                    self.places[row.key] = Place(offset, row.status == "failed", sum(row.features or (0, 0)))
+        self._stream = _open(path, self._length)
+        if not self._length:
             self._write(header)
 
     def __enter__(self) -> "Journal":
         return self
 
     def __exit__(self, *_: object) -> None:
-        if not self._stream.closed:
-            self._sync()
-            self._stream.close()
+        with self._end:
+            if not self._stream.closed:
+                self._sync()
+                self._stream.close()
 
-    def append(self, row: Row) -> None:
-        """Write one row; it reaches the disk within SYNC_EVERY_S seconds, and the operating system at once."""
+    def append(self, row: Row) -> int:
+        """Write one row and return where it begins.
+
+        It reaches the disk within SYNC_EVERY_S seconds, and the operating system at once.
+        """
+        offset = self._length
         self._write(row)
-        self.rows[row.key] = row
         if time.monotonic() - self._synced > SYNC_EVERY_S:
             self._sync()
+        return offset
 
     def _write(self, value: Any) -> None:
         line = memoryview(msgspec.json.encode(value) + b"\n")
+        self._length += len(line)
         try:
             while line:
                 line = line[self._stream.write(line) :]
@@ -182,30 +264,36 @@ def read_header(path: Path) -> Header | None:
         with path.open("rb") as stream:
             line = stream.readline()
         return msgspec.json.decode(line, type=Header) if line.endswith(b"\n") else None
-    except (OSError, msgspec.DecodeError):
+    except (OSError, ValueError, RecursionError):  # msgspec raises ValueErrors
         raise OutputError(f"{path} is no journal of harec-deploy: nothing was written; name another --out") from None
 
 
-def read_rows(path: Path) -> tuple[dict[tuple[str, int, int], Row], int]:
-    """Return the last row of every video, and the length in bytes of the whole lines.
+def read_rows(path: Path) -> dict[Key, Row]:
+    """Return the last row of every video, the latest written last.
 
     Raises:
         OutputError: a line is damaged that is not the last.
     """
-    rows: dict[tuple[str, int, int], Row] = {}
-    whole = 0
+    rows: dict[Key, Row] = {}
+    for _, _, row in _lines(path):
+        if row is not None:
+            rows.pop(row.key, None)
+            rows[row.key] = row
+    return rows
+
+
+def _lines(path: Path) -> Iterator[tuple[int, int, Row | None]]:
+    """Yield (begin, end, row) of each whole line, the first of which is the header and has no row."""
     decoder = msgspec.json.Decoder(Row)
+    begin = 0
     with path.open("rb") as stream:
         for number, line in enumerate(stream, 1):
             if not line.endswith(b"\n"):
-                break
-            if number > 1:
-                try:
-                    row = decoder.decode(line)
-                    key = row.key
-                except (msgspec.DecodeError, ValueError) as error:
-                    raise OutputError(f"{path}, line {number} is damaged: {error}; mend it or use --restart") from None
-                rows.pop(key, None)
-                rows[key] = row
-            whole += len(line)
-    return rows, whole
+                return
+            try:
+                row = decoder.decode(line) if number > 1 else None
+                _ = row and row.key  # a name that cannot be read back is damage too
+            except (ValueError, RecursionError) as error:
+                raise OutputError(f"{path}, line {number} is damaged: {error}; mend it or use --restart") from None
+            yield begin, begin + len(line), row
+            begin += len(line)

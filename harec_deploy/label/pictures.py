@@ -13,13 +13,11 @@ from numpy.typing import NDArray
 
 from harec_deploy.decode import Size, choose
 from harec_deploy.errors import VideoError
-from harec_deploy.label.journal import Row
+from harec_deploy.label.journal import Key, Row
 
 MAX_UNCERTAIN = 24
 MAX_GALLERY = 600  # videos in all galleries together: about 5 MB of page
 BOX = (208, 156)  # pixels that a thumbnail fits in, width and height
-
-Key = tuple[str, int, int]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """The report: one HTML page about a labelling run, with everything that it shows inside it.
 
 Nothing in a journal is trusted: names and labels come from files that somebody else made. So every text of it goes
-through ``_text``, every number through a format, and the page's own policy forbids the network and any other script.
+through ``text``, every number through a format, and the page's own policy forbids the network and any other script.
 """
 
 import base64
@@ -20,8 +20,9 @@ import numpy as np
 from harec_deploy import __version__
 from harec_deploy.errors import VIDEO_ERRORS, OutputError, UsageError
 from harec_deploy.files import atomic_write
-from harec_deploy.label.journal import Header, Row, read_header, read_rows
-from harec_deploy.label.pictures import Key, Shots, least_certain, most_certain, score_of, take_all, unit
+from harec_deploy.label.journal import Header, Key, Row, read_header, read_rows
+from harec_deploy.label.page import bar, section, stages, text, videos
+from harec_deploy.label.pictures import Shots, least_certain, most_certain, score_of, take_all, unit
 
 MAX_TABLE_ROWS = 2000
 MAX_TIMELINES = 24
@@ -59,14 +60,14 @@ def write_report(
     header = read_header(journal)
     if header is None:
         raise OutputError(f"{journal} is no journal of harec-deploy: it has no whole line")
-    rows = list(read_rows(journal)[0].values())
+    rows = list(read_rows(journal).values())
     galleries = most_certain(rows, thumbnails)
     uncertain = least_certain(rows)
     shots: dict[Key, Shots] = {}
     if thumbnails:
         certain = [row for shown in galleries.values() for row in shown]
         shots = take_all(uncertain, certain, root, progress)
-    page = _page(journal.name, header, rows, galleries, uncertain, shots)
+    page = _page(journal, header, rows, galleries, uncertain, shots)
     try:
         with atomic_write(out) as stream:
             stream.write(page.encode())
@@ -77,6 +78,8 @@ def write_report(
 def _check(journal: Path, out: Path, root: Path, thumbnails: int) -> None:
     if not journal.exists():
         raise UsageError(f"{journal}: no such journal; make it with harec-deploy label")
+    if not journal.is_file():  # a FIFO would be waited for
+        raise OutputError(f"{journal} is no journal of harec-deploy: it is no regular file")
     if out.exists() and out.samefile(journal):
         raise UsageError(f"--out {out} is the journal itself; name another file")
     if not out.parent.is_dir():
@@ -88,7 +91,7 @@ def _check(journal: Path, out: Path, root: Path, thumbnails: int) -> None:
 
 
 def _page(
-    name: str,
+    journal: Path,
     header: Header,
     rows: list[Row],
     galleries: dict[str, list[Row]],
@@ -102,46 +105,34 @@ def _page(
     pictures = _gallery_section(galleries, shots) if shots else ""
     parts = {
         "policy": html.escape(f"{POLICY}; script-src 'sha256-{digest}'", quote=False),
-        "title": _text(name),
+        "title": text(journal.name),
         "facts": _facts(header),
         "tiles": _tiles(rows),
         "classes": _class_bars(rows, set(galleries) if shots else set()),
         "scores": _histogram([score_of(row) for row in rows if row.score is not None]),
-        "sections": _failures(rows) + _uncertain_cards(uncertain, shots) + _timelines(rows) + pictures,
-        "table_note": first if len(rows) > MAX_TABLE_ROWS else f"{_videos(rows)}.",
+        "sections": stages(journal)
+        + _failures(rows)
+        + _uncertain_cards(uncertain, shots)
+        + _timelines(rows)
+        + pictures,
+        "table_note": first if len(rows) > MAX_TABLE_ROWS else f"{videos(rows)}.",
         "columns": "".join(
             f'<th scope="col" class="{"number" if name.endswith(":") else "words"}">{name.rstrip(":")}</th>'
             for name in COLUMNS
         ),
         "rows": "\n".join(_table_row(row) for row in rows[:MAX_TABLE_ROWS]),
-        "version": _text(__version__),
+        "version": text(__version__),
     }
     # In one pass, so that a name which looks like a place of the template stays a name.
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
 
 
-def _text(text: str) -> str:
-    """Return untrusted text for HTML; what cannot be seen, and what turns the direction of writing, as escapes."""
-    return html.escape("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text))
-
-
-def _videos(rows: Sequence[object]) -> str:
-    return f"{len(rows):,} video{'' if len(rows) == 1 else 's'}"
-
-
-def _bar(part: float) -> str:
-    return f'<span class="track" aria-hidden="true"><span style="width:{100 * unit(part):.1f}%"></span></span>'
-
-
-def _section(name: str, title: str, note: str, content: str) -> str:
-    head = f'<section aria-labelledby="{name}"><h2 id="{name}">{title}</h2><p class="soft">{note}</p>'
-    return f"{head}{content}</section>\n"
-
-
 def _facts(header: Header) -> str:
     facts = {name: getattr(header, name) for name in ("variant", "runner", "precision", "decoder")}
+    if header.windows:
+        facts["windows"] = f"{header.windows.window_s:g} s every {header.windows.stride_s:g} s"
     facts |= {"bundle": header.bundle[:16], "harec-deploy": header.harec_deploy}
-    return "".join(f"<div><dt>{name}</dt><dd><code>{_text(value)}</code></dd></div>" for name, value in facts.items())
+    return "".join(f"<div><dt>{name}</dt><dd><code>{text(value)}</code></dd></div>" for name, value in facts.items())
 
 
 def _tiles(rows: list[Row]) -> str:
@@ -162,8 +153,8 @@ def _class_bars(rows: list[Row], linked: set[str]) -> str:
     items = []
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))  # as in most_certain, whose places are linked
     for place, (name, count) in enumerate(ranked):
-        shown = f'<a href="#class-{place}">{_text(name)}</a>' if name in linked else f"<span>{_text(name)}</span>"
-        items.append(f"<li>{shown}{_bar(count / most)}<span>{count:,} ({count / total:.1%})</span></li>")
+        shown = f'<a href="#class-{place}">{text(name)}</a>' if name in linked else f"<span>{text(name)}</span>"
+        items.append(f"<li>{shown}{bar(count / most)}<span>{count:,} ({count / total:.1%})</span></li>")
     bars = f'<ul class="bars">{"".join(items[:OPEN_BARS])}</ul>'
     if more := items[OPEN_BARS:]:
         bars += f'<details><summary>{len(more):,} more classes</summary><ul class="bars">{"".join(more)}</ul></details>'
@@ -175,7 +166,7 @@ def _histogram(scores: list[float]) -> str:
         return "<p>No video has a score.</p>"
     counts = np.histogram(scores, bins=BINS, range=(0, 1))[0].tolist()
     most, low = max(counts), sum(score < 0.5 for score in scores)
-    told = f"Median {statistics.median(scores):.3f}; {low:,} of {_videos(scores)} below 0.5."
+    told = f"Median {statistics.median(scores):.3f}; {low:,} of {videos(scores)} below 0.5."
     width, height = 440 / BINS, 140
     bars = []
     for place, count in enumerate(counts):
@@ -201,20 +192,20 @@ def _failures(rows: list[Row]) -> str:
         meaning = VIDEO_ERRORS.get(code, "a code that this version does not know")
         told = {row.key: (row.error or {}).get("message", meaning) for row in failed[:EXAMPLES]}
         examples = "".join(
-            f'<li class="name">{_text(row.path)}{": " + _text(told[row.key]) if told[row.key] != meaning else ""}</li>'
+            f'<li class="name">{text(row.path)}{": " + text(told[row.key]) if told[row.key] != meaning else ""}</li>'
             for row in failed[:EXAMPLES]
         )
         more = f'<li class="soft">and {len(failed) - EXAMPLES:,} more</li>' if len(failed) > EXAMPLES else ""
-        title = f"<h3><code>{_text(code)}</code>: {_videos(failed)}</h3><p>{meaning}</p>"
+        title = f"<h3><code>{text(code)}</code>: {videos(failed)}</h3><p>{meaning}</p>"
         items.append(f"<li>{title}<ul>{examples}{more}</ul></li>")
     failures = f'<ul class="failures">{"".join(items)}</ul>' if items else "<p>No video failed.</p>"
-    return _section("failures", "Failures", note, failures) if items or partial else ""
+    return section("failures", "Failures", note, failures) if items or partial else ""
 
 
 def _pictures(row: Row, shots: Shots, what: Sequence[str]) -> str:
     if shots.missing:
-        return f'<div class="gone">{_text(shots.missing)}</div>'
-    name = _text(row.path)
+        return f'<div class="gone">{text(shots.missing)}</div>'
+    name = text(row.path)
     return "".join(f'<img src="{uri}" alt="{of} of {name}">' for uri, of in zip(shots.images, what, strict=True))
 
 
@@ -227,11 +218,11 @@ def _uncertain_cards(rows: list[Row], shots: dict[Key, Shots]) -> str:
             seen = f'<div class="frames">{_pictures(row, shots[row.key], parts)}</div>'
         top = row.top[:3] or [(row.label or "", score_of(row))]
         bars = "".join(
-            f"<li><span>{_text(name)}</span>{_bar(score)}<span>{unit(score):.3f}</span></li>" for name, score in top
+            f"<li><span>{text(name)}</span>{bar(score)}<span>{unit(score):.3f}</span></li>" for name, score in top
         )
-        cards.append(f'<li class="card"><p class="name">{_text(row.path)}</p>{seen}<ul class="bars">{bars}</ul></li>')
+        cards.append(f'<li class="card"><p class="name">{text(row.path)}</p>{seen}<ul class="bars">{bars}</ul></li>')
     note = "The videos whose first class has the lowest score: what to look at first."
-    return _section("uncertain", "Least certain", note, f'<ul class="cards">{"".join(cards)}</ul>') if cards else ""
+    return section("uncertain", "Least certain", note, f'<ul class="cards">{"".join(cards)}</ul>') if cards else ""
 
 
 def _gallery_section(galleries: dict[str, list[Row]], shots: dict[Key, Shots]) -> str:
@@ -241,11 +232,11 @@ def _gallery_section(galleries: dict[str, list[Row]], shots: dict[Key, Shots]) -
         for row in rows:
             taken = shots[row.key]
             middle = Shots(taken.images[len(taken.images) // 2 :][:1], taken.missing)
-            caption = f'<figcaption class="name">{score_of(row):.3f} {_text(row.path)}</figcaption>'
+            caption = f'<figcaption class="name">{score_of(row):.3f} {text(row.path)}</figcaption>'
             figures.append(f"<figure>{_pictures(row, middle, ['Middle frame'])}{caption}</figure>")
-        parts.append(f'<h3 id="class-{place}">{_text(name)}</h3><div class="gallery">{"".join(figures)}</div>')
+        parts.append(f'<h3 id="class-{place}">{text(name)}</h3><div class="gallery">{"".join(figures)}</div>')
     note = "The middle frame of the most certain videos of each class."
-    return _section("galleries", "Most certain", note, "".join(parts)) if parts else ""
+    return section("galleries", "Most certain", note, "".join(parts)) if parts else ""
 
 
 def _timelines(rows: list[Row]) -> str:
@@ -260,18 +251,18 @@ def _timelines(rows: list[Row]) -> str:
         boxes = "".join(
             f'<rect x="{1000 * unit(start / end_s):.1f}" y="0" height="10" fill="{colours[name]}" '
             f'width="{1000 * max(unit(end / end_s) - unit(start / end_s), 0.001):.1f}">'
-            f"<title>{start:.1f} to {end:.1f} s: {_text(name)}, {unit(score):.3f}</title></rect>"
+            f"<title>{start:.1f} to {end:.1f} s: {text(name)}, {unit(score):.3f}</title></rect>"
             for start, end, name, score in row.segments[:MAX_SEGMENTS]
         )
         drawn = '<svg class="strip" viewBox="0 0 1000 10" preserveAspectRatio="none" role="img" aria-label="Timeline">'
         square = '<svg viewBox="0 0 1 1" aria-hidden="true"><rect width="1" height="1" fill="{}"></rect></svg>'
         legend = "".join(
-            f"<li>{square.format(colours[name])}{_text(name)}, {total:.1f} s</li>" for name, total in seconds.items()
+            f"<li>{square.format(colours[name])}{text(name)}, {total:.1f} s</li>" for name, total in seconds.items()
         )
-        drawn = f'<h3 class="name">{_text(row.path)}, {end_s:.1f} s</h3>{drawn}{boxes}</svg>'
+        drawn = f'<h3 class="name">{text(row.path)}, {end_s:.1f} s</h3>{drawn}{boxes}</svg>'
         strips.append(f'{drawn}<ul class="legend">{legend}</ul>')
-    note = f"{_videos(with_segments)} with segments; {len(strips)} drawn."
-    return _section("timelines", "Timelines", note, "".join(strips)) if strips else ""
+    note = f"{videos(with_segments)} with segments; {len(strips)} drawn."
+    return section("timelines", "Timelines", note, "".join(strips)) if strips else ""
 
 
 def _table_row(row: Row) -> str:
@@ -279,16 +270,16 @@ def _table_row(row: Row) -> str:
     status = row.error.get("code", row.status) if row.error else row.status
     kind = row.status if row.status in ("ok", "partial", "failed") else ""
     cells = (
-        f'<td class="label">{_text(row.label or "")}</td>',
+        f'<td class="label">{text(row.label or "")}</td>',
         _number(None if row.score is None else unit(row.score), ".3f"),
-        f'<td class="{kind}">{_text(status)}</td>',
+        f'<td class="{kind}">{text(status)}</td>',
         _number(row.duration_s, ".1f"),
         _number(width * height, "d", f"{width}x{height}") if width and height else "<td></td>",
         _number(row.fps, ".4g"),
         _number(decoded, "d", "" if expected in (None, decoded) else f"{decoded} of {expected}"),
-        f"<td>{_text(row.codec or '')}</td>",
+        f"<td>{text(row.codec or '')}</td>",
     )
-    return f'<tr data-status="{kind}"><th scope="row">{_text(row.path)}</th>{"".join(cells)}</tr>'
+    return f'<tr data-status="{kind}"><th scope="row">{text(row.path)}</th>{"".join(cells)}</tr>'
 
 
 def _number(value: float | None, form: str, shown: str = "") -> str:

@@ -1,68 +1,57 @@
 """The labelling run: discover, decode ahead, classify in shared batches, write a row a video, say what bounded it."""
 
 import time
+from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 
 from harec_deploy import __version__
-from harec_deploy.decode import choose
-from harec_deploy.discover import VideoFile, discover
-from harec_deploy.errors import UsageError
-from harec_deploy.label.child import Limits
-from harec_deploy.label.journal import Header, Journal, Row, make_row, read_header
-from harec_deploy.label.outputs import write_csv
-from harec_deploy.label.workers import Decoded, decode_ahead, default_workers
+from harec_deploy.decode import DECODERS, choose
+from harec_deploy.discover import Discovery, VideoFile, discover
+from harec_deploy.errors import OutputError, UsageError
+from harec_deploy.files import atomic_write
+from harec_deploy.label import outputs
+from harec_deploy.label.annotate import annotate_all
+from harec_deploy.label.child import Limits, Plan
+from harec_deploy.label.engine import Engine, Labelled, Stages
+from harec_deploy.label.features import FeatureStore
+from harec_deploy.label.journal import Header, Journal, Key, Place, Row, Rows, make_row, read_header, summary_path
+from harec_deploy.label.options import Options, Progress
+from harec_deploy.label.workers import decode_ahead, default_workers
 from harec_deploy.recognizer import Recognizer, VideoResult, load
-
-SHARED_FRAMES = 64  # frames of several videos that are collected before they go to the encoder together
-
-
-@dataclass(slots=True)
-class Stages:
-    """Seconds spent in each stage; decode is summed over the workers."""
-
-    workers: int
-    decode_s: float = 0.0
-    engine_s: float = 0.0
-    wall_s: float = 0.0
-
-    def bound_by(self) -> str:
-        """Say in words what the run waited for."""
-        if not self.wall_s:
-            return "nothing to do"
-        engine = min(self.engine_s / self.wall_s, 1.0)
-        decode = min(self.decode_s / (self.wall_s * self.workers), 1.0)
-        first, second = ("engine", "decode") if engine >= decode else ("decode", "engine")
-        high, low = max(engine, decode), min(engine, decode)
-        return f"bound by {first} ({high:.0%} busy; {second} {low:.0%})"
+from harec_deploy.sampling import Windowing
+from harec_deploy.segments import UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
     """What a run did.
 
-    rows: of every input, whether labelled now or before; done: how many were labelled now; media_s: their length.
+    rows: of every input that has one, whether labelled now or before; todo: how many inputs have none yet.
+    statuses, errors: how many rows are ok, partial and failed, and have each error code; examples: a row of each code.
+    done: how many were labelled now; media_s: their length.
+    stopped: why the run ended before all was done, or "".
+    not_annotated: (path, reason) of labelled videos of which no copy could be made.
     """
 
-    rows: list[Row]
+    rows: Sequence[Row]
+    statuses: Counter[str]
+    errors: Counter[str]
+    examples: dict[str, Row]
+    todo: int
     done: int
     media_s: float
     stages: Stages
     ignored: Counter[str]
-
-    @property
-    def statuses(self) -> Counter[str]:
-        """How many rows are ok, partial and failed."""
-        return Counter(row.status for row in self.rows)
-
-    @property
-    def errors(self) -> Counter[str]:
-        """How many rows have each error code."""
-        return Counter(row.error["code"] for row in self.rows if row.error)
+    stopped: str
+    not_annotated: list[tuple[str, str]] = field(default_factory=list)
 
     @property
     def videos_per_s(self) -> float:
@@ -74,82 +63,92 @@ class Summary:
         """Seconds of video a second of wall time."""
         return self.media_s / self.stages.wall_s if self.stages.wall_s else 0.0
 
+    def facts(self) -> dict[str, Any]:
+        """Return the summary for machines."""
+        return {
+            "statuses": self.statuses,
+            "errors": self.errors,
+            "ignored": self.ignored,
+            "done": self.done,
+            "todo": self.todo,
+            "stopped": self.stopped,
+            "not_annotated": self.not_annotated,
+            "videos_per_s": self.videos_per_s,
+            "times_real_time": self.times_real_time,
+            "bound_by": self.stages.bound_by(),
+            "stages": self.stages,
+        }
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """How to run.
 
-    out: the journal, or a .csv that is written beside a journal of the same name.
-    limits: of memory and seconds for each video.
-    runner, precision: what executes the bundle; "auto" takes the fastest, or what the journal was begun with.
-    announce: called with a line of text when a choice was made; progress: with (rows done, rows in all, row).
-    """
+@dataclass(slots=True)
+class _Tally:
+    """What became of the videos of this run so far."""
 
-    out: Path
-    runner: str = "auto"
-    precision: str = "auto"
-    top_k: int = 5
-    workers: int | None = None
-    limits: Limits = field(default_factory=Limits)
-    all_files: bool = False
-    restart: bool = False
-    retry_failed: bool = False
-    announce: Callable[[str], None] = lambda text: None
-    progress: Callable[[int, int, Row], None] = lambda done, total, row: None
+    done: int = 0
+    failed: int = 0
+    media_s: float = 0.0
+    stopped: str = ""
 
-    @property
-    def journal(self) -> Path:
-        """Where the journal lies."""
-        return self.out.with_suffix(".jsonl")
-
-    def check(self) -> None:
-        """Raise UsageError for options that cannot be met, before anything is loaded."""
-        if self.out.suffix not in (".jsonl", ".csv"):
-            raise UsageError(f"--out {self.out}: the suffix gives the form; allowed are .jsonl and .csv")
-        if not self.out.parent.is_dir():
-            raise UsageError(f"--out {self.out}: there is no folder {self.out.parent}")
-        for name, value in (("--top-k", self.top_k), ("--workers", self.workers), ("--timeout", self.limits.seconds)):
-            if value is not None and value < 1:
-                raise UsageError(f"{name} {value:g}: allowed are 1 and more")
+    def add(self, row: Row) -> None:
+        self.done += 1
+        self.failed += row.status == "failed"
+        self.media_s += row.duration_s or 0.0
 
 
 def label(bundle: Path, inputs: Sequence[str], options: Options) -> Summary:
     """Label every video of ``inputs`` that is not in the journal yet, and write the outputs.
 
     Raises:
-        UsageError: an input does not exist, or there is no video in any.
+        UsageError: an input does not exist, there is no video in any, or an option is not allowed.
         BundleError: the bundle is damaged.
         OutputError: the output cannot be written, or belongs to a run with other settings.
+        OutputLocked: another run writes the same journal.
     """
     options.check()
-    found = discover(inputs, all_files=options.all_files)
+    found = _discover(inputs, options)
+    recognizer = _load(bundle, options)
+    header = make_header(recognizer, options)
+    stages = Stages(options.workers or default_workers())
+    decoding = f"{stages.workers} decoding" + ("" if options.workers else ", one for each core")
+    options.announce(f"{len(found.videos)} videos; {recognizer.execution} ({recognizer.reason}); {decoding}")
+    engine = Engine(recognizer, stages, header.windows, header.min_score, header.features)
+    start = time.perf_counter()
+    with ExitStack() as held:
+        journal = held.enter_context(Journal(options.journal, header, restart=options.restart))
+        store = None
+        if options.features:
+            store = FeatureStore(options.journal, journal.places.values(), recognizer.spec.feature_dim)
+            held.callback(store.close)
+        offsets, todo = _sort_out(found.videos, journal.places, store, retry=options.retry_failed)
+        decoded = decode_ahead(
+            todo, make_plan(recognizer, header.windows, options.limits), stages.workers, options.stop
+        )
+        tally, total = _Tally(), len(found.videos)
+        for labelled in engine.label(decoded):
+            row = make_row(labelled.video, labelled.result, header, _keep_vectors(store, labelled))
+            offsets[todo[labelled.video]] = journal.append(row)
+            tally.add(row)
+            stages.wall_s = time.perf_counter() - start
+            there = total - len(todo) + tally.done
+            options.progress(Progress(there, total, tally.done, tally.failed, row, stages))
+            if tally.failed >= options.error_limit(total) and not tally.stopped:
+                tally.stopped = f"{tally.failed} of {total} videos failed (--max-errors {options.max_errors})"
+                options.stop.set()
+        stages.wall_s = time.perf_counter() - start
+        left = len(todo) - tally.done
+        stopped = (tally.stopped or "interrupted") if left else ""
+        rows = Rows(options.journal, [offset for offset in offsets if offset >= 0])
+        summary = Summary(rows, *_counted(rows), left, tally.done, tally.media_s, stages, found.ignored, stopped)
+        _write_outputs(options, summary, store, {video.key for video in todo} if options.annotate else set())
+    return summary
+
+
+def _discover(inputs: Sequence[str], options: Options) -> Discovery:
+    found = discover(inputs, all_files=options.all_files, follow_links=options.follow_links, but=options.written())
     if not found.videos:
         passed_over = ", ".join(f"{count} {what}" for what, count in found.ignored.items()) or "no files"
         raise UsageError(f"no videos in {', '.join(inputs)} ({passed_over} passed over; --all-files takes every file)")
-    recognizer = _load(bundle, options)
-    options.announce(f"{len(found.videos)} videos; {recognizer.execution} ({recognizer.reason})")
-    header = make_header(recognizer, options.top_k)
-    stages = Stages(options.workers or default_workers())
-    start = time.perf_counter()
-    with Journal(options.journal, header, restart=options.restart) as journal:
-        todo = [video for video in found.videos if _is_due(journal.rows.get(video.key), retry=options.retry_failed)]
-        skipped = len(found.videos) - len(todo)
-        for done, (video, result) in enumerate(_label(recognizer, todo, stages, options.limits), 1):
-            row = make_row(video, result, header)
-            journal.append(row)
-            options.progress(skipped + done, len(found.videos), row)
-        rows = [journal.rows[video.key] for video in found.videos]
-    if options.out.suffix == ".csv":
-        write_csv(options.out, rows)
-    stages.wall_s = time.perf_counter() - start
-    mine = {video.key for video in todo}
-    return Summary(
-        rows=rows,
-        done=len(todo),
-        media_s=sum(row.duration_s or 0.0 for row in rows if row.key in mine),
-        stages=stages,
-        ignored=found.ignored,
-    )
+    return found
 
 
 def _load(bundle: Path, options: Options) -> Recognizer:
@@ -159,10 +158,17 @@ def _load(bundle: Path, options: Options) -> Recognizer:
         runner = begun.runner
     if begun and precision == "auto":
         precision = begun.precision
-    return load(bundle, runner=runner, precision=precision)
+    recognizer = load(bundle, runner=runner, precision=precision)
+    if options.features and not recognizer.framewise:
+        raise UsageError("--features: this model takes whole clips and has no features of frames")
+    if options.min_score and UNKNOWN in recognizer.spec.classes:
+        raise UsageError(
+            f"--min-score: the bundle has a class {UNKNOWN!r} of its own, so rows could not tell them apart"
+        )
+    return recognizer
 
 
-def make_header(recognizer: Recognizer, top_k: int) -> Header:
+def make_header(recognizer: Recognizer, options: Options) -> Header:
     """Return the header of a run with this recogniser."""
     execution = recognizer.execution
     return Header(
@@ -171,48 +177,107 @@ def make_header(recognizer: Recognizer, top_k: int) -> Header:
         runner=execution.runner.name,
         precision=execution.precision,
         decoder=choose().name,
-        top_k=top_k,
+        top_k=options.top_k,
         harec_deploy=__version__,
+        windows=options.windowing(recognizer.spec.sampling.frames),
+        min_score=options.min_score,
+        features=options.features is not None,
     )
+
+
+def make_plan(recognizer: Recognizer, windowing: Windowing | None = None, limits: Limits | None = None) -> Plan:
+    """Return what the decoding children are to do for this recogniser."""
+    return Plan(
+        decoder=DECODERS[choose().name],
+        sampling=recognizer.spec.sampling,
+        size=recognizer.spec.size,
+        count=recognizer.part_frames,
+        windowing=windowing,
+        limits=limits or Limits(),
+    )
+
+
+def _keep_vectors(store: FeatureStore | None, labelled: Labelled) -> tuple[int, int] | None:
+    if store is None or labelled.track is None:
+        return None
+    return store.append(labelled.track.windows, np.concatenate(labelled.track.vectors))
+
+
+def _write_outputs(options: Options, summary: Summary, store: FeatureStore | None, done: set[Key]) -> None:
+    """Write the tables of a run that came to its end, and in any case the summary."""
+    if not summary.stopped:
+        if options.out.suffix in outputs.WRITERS:
+            with _writing(options.out):
+                outputs.WRITERS[options.out.suffix](options.out, summary.rows)
+        if store and options.features:
+            with _writing(options.features):
+                store.write(options.features, summary.rows)
+        if options.vtt:
+            with _writing(options.vtt):
+                outputs.write_vtt(options.vtt, summary.rows)
+        if options.annotate:
+            _annotate(options.annotate, options, summary, done)
+    path = summary_path(options.journal)
+    if summary.done or not path.exists():  # a run that found nothing to do says nothing about speed
+        with _writing(path), atomic_write(path) as stream:
+            stream.write(msgspec.json.format(msgspec.json.encode(summary.facts()), indent=2) + b"\n")
+
+
+def _annotate(folder: Path, options: Options, summary: Summary, done: set[Key]) -> None:
+    """Make a copy of each video that was labelled in this run, or has none yet."""
+    options.announce(f"drawing labels into copies of the videos in {folder}")
+    annotated = annotate_all(
+        folder,
+        summary.rows,
+        limits=options.limits,
+        workers=options.workers,
+        again=lambda row: row.key in done,
+        stop=options.stop,
+        progress=options.annotating,
+    )
+    summary.not_annotated.extend(annotated.failures)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        told = f"{path} cannot be written: {error.strerror}; the journal is complete"
+        raise OutputError(f"{told}. Mend it and give the same command again") from None
 
 
 def label_stream(
     recognizer: Recognizer, videos: Iterable[tuple[str, Path]], *, workers: int | None = None
 ) -> Iterator[VideoResult]:
     """Label (name, path) pairs and yield the results as they are done."""
-    files = (VideoFile.at(name, path) for name, path in videos)
-    for _, result in _label(recognizer, files, Stages(workers or default_workers()), Limits()):
-        yield result
+    stages = Stages(workers or default_workers())
+    decoded = decode_ahead((VideoFile.at(*each) for each in videos), make_plan(recognizer), stages.workers)
+    for labelled in Engine(recognizer, stages).label(decoded):
+        yield labelled.result
 
 
-def _is_due(row: Row | None, *, retry: bool) -> bool:
-    return row is None or (retry and row.status == "failed")
+def _sort_out(
+    videos: Sequence[VideoFile], places: dict[Key, Place], store: FeatureStore | None, *, retry: bool
+) -> tuple["array[int]", dict[VideoFile, int]]:
+    """Return the offset of each video's row, -1 where it has none, and the videos that are due with their place."""
+    offsets, todo = array("q", [-1]) * len(videos), {}
+    for at, video in enumerate(videos):
+        place = places.pop(video.key, None)
+        if place is not None and (store is None or store.has(place)):
+            offsets[at] = place.offset
+        if offsets[at] < 0 or (retry and place is not None and place.failed):
+            todo[video] = at
+    places.clear()  # what is left is of videos that are gone
+    return offsets, todo
 
 
-def _label(
-    recognizer: Recognizer, videos: Iterable[VideoFile], stages: Stages, limits: Limits
-) -> Iterator[tuple[VideoFile, VideoResult]]:
-    """Decode ahead and classify; frames of many videos share the encoder's batches."""
-    waiting: list[Decoded] = []
-    for decoded in decode_ahead(videos, recognizer.spec, choose().name, stages.workers, limits):
-        stages.decode_s += decoded.seconds
-        if decoded.error:
-            yield decoded.video, VideoResult(decoded.video.name, error=decoded.error)
-            continue
-        waiting.append(decoded)
-        if len(waiting) * recognizer.spec.sampling.frames >= SHARED_FRAMES:
-            yield from _classify(recognizer, waiting, stages)
-            waiting = []
-    yield from _classify(recognizer, waiting, stages)
-
-
-def _classify(recognizer: Recognizer, batch: list[Decoded], stages: Stages) -> Iterator[tuple[VideoFile, VideoResult]]:
-    if not batch:
-        return
-    clips = [recognizer.clips(item.frames) for item in batch if item.frames]
-    start = time.perf_counter()
-    probabilities = recognizer.predict(np.concatenate(clips))
-    stages.engine_s += time.perf_counter() - start
-    for item, each in zip(batch, np.split(probabilities, np.cumsum([len(c) for c in clips])[:-1]), strict=True):
-        if item.frames:
-            yield item.video, recognizer.result(item.video.name, item.frames, each)
+def _counted(rows: Iterable[Row]) -> tuple[Counter[str], Counter[str], dict[str, Row]]:
+    """Return how many rows have each status and each error code, and the first row of each code."""
+    statuses, errors, examples = Counter[str](), Counter[str](), dict[str, Row]()
+    for row in rows:
+        statuses[row.status] += 1
+        if row.error:
+            errors[row.error["code"]] += 1
+            examples.setdefault(row.error["code"], row)
+    return statuses, errors, examples

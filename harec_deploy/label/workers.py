@@ -6,6 +6,7 @@ engine works, and stays a few videos in front of it.
 """
 
 import contextlib
+import math
 import mmap
 import os
 import queue
@@ -16,18 +17,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import msgspec
 import numpy as np
 
-from harec_deploy.bundle import BundleSpec
-from harec_deploy.decode import DECODERS, Frames
+from harec_deploy.decode import Frames
 from harec_deploy.discover import VideoFile
 from harec_deploy.errors import VideoError
-from harec_deploy.label.child import Answer, Job, Limits, Setup, receive, send
+from harec_deploy.label.child import Answer, GoOn, Job, Plan, Setup, receive, send
 
 PATIENCE_S = 5.0  # for the rest of a message that has begun
 _START = (
@@ -37,12 +37,17 @@ _START = (
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """One video after decoding: its frames or why there are none, and how long it took."""
+    """One video after decoding, or a part of a long one: its frames or why there are none, and how long it took."""
 
     video: VideoFile
     frames: Frames | None
     error: VideoError | None
     seconds: float
+
+    @property
+    def last(self) -> bool:
+        """Nothing more comes of this video."""
+        return self.frames is None or self.frames.last
 
 
 def default_workers() -> int:
@@ -51,19 +56,23 @@ def default_workers() -> int:
 
 
 def decode_ahead(
-    videos: Iterable[VideoFile], spec: BundleSpec, decoder: str, workers: int, limits: Limits | None = None
+    videos: Iterable[VideoFile], plan: Plan, workers: int, stop: threading.Event | None = None
 ) -> Iterator[Decoded]:
-    """Decode one clip of each video in ``workers`` children and yield each video as it is done.
+    """Decode videos in ``workers`` children and yield each as it is done, long ones part by part.
 
     A video whose child crashes, runs out of memory or takes longer than the limit is tried once; its error has the code
-    decoder_crashed, out_of_memory or timeout. Closing the generator ends the children.
+    decoder_crashed, out_of_memory or timeout. Setting ``stop`` ends the children and then, when what is decoded was
+    taken, the generator; closing the generator ends both at once.
     """
     done: queue.Queue[Decoded | None] = queue.Queue(maxsize=2 * workers)
-    stop = threading.Event()
+    closed = threading.Event()
+
+    def stopped() -> bool:
+        return closed.is_set() or (stop is not None and stop.is_set())
 
     def pump() -> None:
         try:
-            for decoded in _decode_all(videos, spec, decoder, workers, limits or Limits(), stop):
+            for decoded in _decode_all(videos, plan, workers, stopped):
                 done.put(decoded)
         finally:
             done.put(None)
@@ -75,20 +84,20 @@ def decode_ahead(
                 yield decoded
             pumping.result()  # raises what stopped it
         finally:
-            stop.set()
+            closed.set()
             while not pumping.done():  # it may wait for room in the queue
                 with contextlib.suppress(queue.Empty):
                     done.get(timeout=0.05)
 
 
 def _decode_all(
-    videos: Iterable[VideoFile], spec: BundleSpec, decoder: str, workers: int, limits: Limits, stop: threading.Event
+    videos: Iterable[VideoFile], plan: Plan, workers: int, stopped: Callable[[], bool]
 ) -> Iterator[Decoded]:
     waiting = iter(videos)
-    idle = [_Slot(spec, decoder, limits) for _ in range(workers)]
+    idle = [_Slot(plan) for _ in range(workers)]
     busy: list[_Slot] = []
     try:
-        while not stop.is_set():
+        while not stopped():
             while idle and (video := next(waiting, None)) is not None:
                 if video.error:
                     yield Decoded(video, None, video.error, 0.0)
@@ -102,9 +111,11 @@ def _decode_all(
             pause_s = min(0.5, max(min(slot.deadline for slot in busy) - time.monotonic(), 0.0))
             ready, _, _ = select.select(busy, (), (), pause_s)
             for slot in [s for s in busy if s in ready or s.deadline <= time.monotonic()]:
-                busy.remove(slot)
-                idle.append(slot)
-                yield slot.finish(in_time=slot in ready)
+                decoded = slot.take(in_time=slot in ready)
+                if decoded.last:
+                    busy.remove(slot)
+                    idle.append(slot)
+                yield decoded
     finally:
         for slot in (*idle, *busy):
             slot.close()
@@ -113,17 +124,13 @@ def _decode_all(
 class _Slot:
     """A place for one video at a time, and the child that decodes there; a lost child is replaced when it is needed."""
 
-    def __init__(self, spec: BundleSpec, decoder: str, limits: Limits) -> None:
-        self.spec = spec
-        self.decoder = decoder
-        self.limits = limits
-        size, count = spec.size, spec.sampling.frames
-        self.bytes = count * size.height * size.width * 3
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
         self.video: VideoFile | None = None
         self.deadline = 0.0
         self._memory_fd = os.memfd_create("frames")
-        os.truncate(self._memory_fd, self.bytes)
-        self._memory = mmap.mmap(self._memory_fd, self.bytes)
+        os.truncate(self._memory_fd, plan.part_bytes)
+        self._memory = mmap.mmap(self._memory_fd, plan.part_bytes)
         self._words = -1  # the reading end of a pipe for what a dying child says
         self._child: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
@@ -137,18 +144,22 @@ class _Slot:
         """Give the child a video; a new child if there is none."""
         if self._child is None:
             self._spawn()
-        assert self._socket is not None
         self.video = video
-        self.deadline = time.monotonic() + self.limits.seconds
         self._said()  # and forget what it said of the video before
-        with contextlib.suppress(ConnectionError):  # a child that is gone is noticed when its answer is read
-            send(self._socket, Job(path=os.fsencode(video.path)))
+        self._send(Job(path=os.fsencode(video.path)))
 
-    def finish(self, *, in_time: bool) -> Decoded:
-        """Read the answer, or say what became of the child."""
+    def _send(self, message: msgspec.Struct) -> None:
+        """Tell the child what to do; from now on its time runs."""
+        assert self._socket is not None
+        self.deadline = time.monotonic() + self.plan.limits.seconds
+        with contextlib.suppress(ConnectionError):  # a child that is gone is noticed when its answer is read
+            send(self._socket, message)
+
+    def take(self, *, in_time: bool) -> Decoded:
+        """Read the answer and let the child go on, or say what became of it."""
         assert self.video is not None
         assert self._socket is not None
-        video, taken = self.video, self.limits.seconds - (self.deadline - time.monotonic())
+        video, taken = self.video, self.plan.limits.seconds - (self.deadline - time.monotonic())
         answer: Answer | None = None
         if in_time:
             with contextlib.suppress(msgspec.DecodeError):
@@ -162,32 +173,36 @@ class _Slot:
                     self._end()  # what is left of it is not to be trusted
                 raise VideoError(*answer.error)
             frames = self._frames(answer)
-            unchanged(video)
+            if answer.last:
+                unchanged(video)
+            else:
+                self._send(GoOn())
         except VideoError as error:
             return Decoded(video, None, error, answer.seconds)
         return Decoded(video, frames, None, answer.seconds)
 
     def _frames(self, answer: Answer) -> Frames:
-        size = self.spec.size
-        wanted = (self.spec.sampling.frames, size.height, size.width, 3)
-        if answer.info is None or answer.shape != wanted:
+        size, count = self.plan.size, len(answer.shown_s)
+        wanted = (count, size.height, size.width, 3)
+        if answer.info is None or answer.shape != wanted or not 1 <= count <= self.plan.count:
             self._end()
-            raise VideoError("decoder_crashed", f"the decoder answered with frames {answer.shape}, not {wanted}")
-        pixels = np.frombuffer(self._memory, dtype=np.uint8).reshape(wanted).copy()
-        return Frames(answer.info, pixels, np.asarray(answer.shown_s), answer.bad_packets)
+            told = f"{count} frames of shape {answer.shape}; expected 1 to {self.plan.count} of {wanted[1:]}"
+            raise VideoError("decoder_crashed", f"the decoder answered with {told}")
+        pixels = np.frombuffer(self._memory, dtype=np.uint8, count=math.prod(wanted)).reshape(wanted).copy()
+        return Frames(answer.info, pixels, np.asarray(answer.shown_s), answer.bad_packets, answer.last)
 
     def _lost(self, *, in_time: bool) -> VideoError:
         """End a child that did not answer, and say why it did not."""
         assert self._child is not None
         if not in_time:
             self._end()
-            return VideoError("timeout", f"decoding took longer than {self.limits.seconds:g} s")
+            return VideoError("timeout", f"decoding took longer than {self.plan.limits.seconds:g} s")
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._child.wait(timeout=1.0)  # its socket is closed, so it is dying; how, is worth a moment
         status, words = self._child.poll(), self._last_words()
         self._end()
         if status == -signal.SIGXCPU:
-            return VideoError("timeout", f"decoding took more than {self.limits.seconds:g} s of CPU time")
+            return VideoError("timeout", f"decoding took more than {self.plan.limits.seconds:g} s of CPU time")
         if status == -signal.SIGKILL:
             return VideoError("out_of_memory", "the decoder was killed from outside, most likely for its memory")
         if status is not None and status < 0:
@@ -212,12 +227,8 @@ class _Slot:
         setup = Setup(
             socket_fd=theirs.fileno(),
             memory_fd=self._memory_fd,
-            memory_bytes=self.bytes,
             parent=os.getpid(),
-            decoder=DECODERS[self.decoder],
-            sampling=self.spec.sampling,
-            size=self.spec.size,
-            limits=self.limits,
+            plan=self.plan,
         )
         paths = msgspec.json.encode([path for path in sys.path if path]).decode()
         with theirs:
@@ -237,7 +248,9 @@ class _Slot:
     def _end(self) -> None:
         if self._child is not None:
             self._child.kill()
-            self._child.wait()
+            # One that waits for a mount whose server is gone cannot even be killed: it is left to itself.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._child.wait(timeout=PATIENCE_S)
             self._child = None
         if self._socket is not None:
             self._socket.close()

@@ -1,9 +1,13 @@
 """Frame encoders: raw uint8 frames in, one feature vector a frame out; normalisation is part of the graph."""
 
 import pickle
+import re
+import struct
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
@@ -105,10 +109,27 @@ def _load_strictly(net: nn.Module, backbone: str, path: Path) -> None:
         net.load_state_dict(state, strict=False)
     except RuntimeError as error:
         raise UsageError(f"{path} is not for {backbone}: {one_line(error)}") from None
+    for name, value in net.state_dict().items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise UsageError(f"{path}: {name} holds NaN or infinity: take another file")
 
 
 # What torch.load and safetensors raise on a file that is damaged, foreign or holds code.
-_UNREADABLE = (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError, ValueError, LookupError)
+_UNREADABLE = (
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    SafetensorError,
+    struct.error,
+    RuntimeError,
+    MemoryError,
+    EOFError,
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+)
 
 
 def load_local_weights(path: Path) -> dict[str, Tensor]:
@@ -120,16 +141,38 @@ def load_local_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UsageError(f"encoder weights {path} not found: give a file, 'imagenet' or nothing")
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickle protocols; what it cannot read it refuses
-            state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_file(path) if path.suffix == ".safetensors" else load_plain(path)
     except _UNREADABLE as error:
         raise UsageError(f"{path} holds no plain weights: {one_line(error)}") from None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(n, str) and isinstance(v, Tensor) for n, v in state.items()):
         raise UsageError(f"{path} holds no state dict: expected names and tensors")
     return state
+
+
+def load_plain(path: Path) -> Any:
+    """Read what torch.save wrote, if it is tensors and plain values; nothing in it is run.
+
+    Raises:
+        UsageError: it is damaged, unpacks to more than it is, or asks for code to be run, which is named.
+    """
+    try:
+        _refuse_bomb(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols; what it cannot read it refuses
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except _UNREADABLE as error:
+        code = re.search(r"GLOBAL (\S+)", str(error))  # what torch.load would have had to call
+        told = f"it asks for {code[1]} to be run" if code else one_line(error)
+        raise UsageError(f"{path} holds no plain weights: {told}") from None
+
+
+def _refuse_bomb(path: Path) -> None:
+    """Raise ValueError for an archive that unpacks to more than it is: torch.save compresses nothing."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(part.file_size for part in archive.infolist())
+        if unpacked > path.stat().st_size:
+            raise ValueError(f"it unpacks to {unpacked} bytes")
 
 
 def one_line(error: Exception) -> str:

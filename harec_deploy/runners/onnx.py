@@ -1,13 +1,25 @@
 """ONNX Runtime on the CPU."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from harec_deploy.errors import BundleError
+
+# Without this, ONNX Runtime reports to Microsoft and writes an id to the cache folder.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as _native
+
+# What it raises has no common base: Fail, InvalidArgument, InvalidGraph and so on.
+_ERRORS: tuple[type[Exception], ...] = (
+    RuntimeError,
+    ValueError,
+    *(each for each in vars(_native).values() if isinstance(each, type) and issubclass(each, Exception)),
+)
 
 onnxruntime.set_default_logger_severity(3)  # its warnings are about optimisations, and go to stderr from C++
 
@@ -19,7 +31,10 @@ class _OnnxGraph:
         self._output = session.get_outputs()[0].name
 
     def __call__(self, batch: NDArray[Any]) -> NDArray[np.float32]:
-        return np.asarray(self._session.run([self._output], {self._input: batch})[0], dtype=np.float32)
+        try:
+            return np.asarray(self._session.run([self._output], {self._input: batch})[0], dtype=np.float32)
+        except _ERRORS as error:
+            raise BundleError(f"ONNX Runtime cannot run the graph: {' '.join(str(error).split())}") from None
 
 
 class OnnxRunner:
@@ -40,6 +55,6 @@ class OnnxRunner:
         try:
             # From bytes, so that no path in the file could be followed.
             session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
-        except (RuntimeError, ValueError) as error:
+        except _ERRORS as error:
             raise BundleError(f"ONNX Runtime {self.version} refuses {path}: {' '.join(str(error).split())}") from None
         return _OnnxGraph(session)

@@ -1,13 +1,17 @@
 """OpenVINO on the CPU: the same ONNX files, in fp32 or, where the CPU has it, bf16."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino
 from numpy.typing import NDArray
 
 from harec_deploy.errors import BundleError
+
+# Without this, importing OpenVINO reports to Google Analytics and writes an id to the home folder.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+import openvino  # noqa: E402
 
 _TYPES = {"fp32": openvino.Type.f32, "bf16": openvino.Type.bf16}
 
@@ -17,7 +21,10 @@ class _OpenVINOGraph:
         self._request = compiled.create_infer_request()
 
     def __call__(self, batch: NDArray[Any]) -> NDArray[np.float32]:
-        self._request.infer([batch], share_inputs=True)
+        try:
+            self._request.infer([batch], share_inputs=True)
+        except RuntimeError as error:
+            raise BundleError(f"OpenVINO cannot run the graph: {' '.join(str(error).split())}") from None
         return np.array(self._request.get_output_tensor(0).data, dtype=np.float32)
 
 

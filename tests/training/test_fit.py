@@ -1,7 +1,8 @@
 """Fitting: a bundle that labels as it was trained, whatever interrupted it."""
 
+import os
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +106,28 @@ def test_an_interrupted_run_goes_on_from_its_last_epoch(samples: list[Sample], t
     assert epochs[0] == 1
     assert epochs[3] > 1, "it began anew"
     assert [row["epoch"] for row in read_metrics(tmp_path / "run/metrics.csv")] == [1, 2, 3, 4]
+
+
+@dataclass
+class Bomb:
+    """Unpickled, it leaves a file."""
+
+    mark: Path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.mark),)
+
+
+@pytest.mark.parametrize("content", ["bomb", "half", "empty"])
+def test_a_checkpoint_that_is_none_is_refused(samples: list[Sample], tmp_path: Path, cache: Path, content: str) -> None:
+    path = tmp_path / "run/checkpoints/last.ckpt"
+    path.parent.mkdir(parents=True)
+    torch.save(Bomb(tmp_path / "mark") if content == "bomb" else {"a": torch.zeros(99)}, path)
+    if content != "bomb":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2 if content == "half" else 0])
+    with pytest.raises(UsageError, match=r"cannot go on from the checkpoint: .*last\.ckpt holds"):
+        fit(samples, small(), tmp_path / "run", report(), cache=cache)
+    assert not (tmp_path / "mark").exists()
 
 
 def test_a_finished_run_is_not_overwritten_unless_asked(samples: list[Sample], tmp_path: Path, cache: Path) -> None:

@@ -1,0 +1,137 @@
+"""The engine's side of a run: decoded frames in, results out; frames of many videos share the encoder's batches."""
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harec_deploy.discover import VideoFile
+from harec_deploy.label.workers import Decoded
+from harec_deploy.recognizer import Recognizer, VideoResult
+from harec_deploy.sampling import Windowing
+from harec_deploy.windows import Track
+
+SHARED_FRAMES = 64  # frames of several videos that are collected before they go to the encoder together
+
+
+@dataclass(slots=True)
+class Stages:
+    """Seconds spent in each stage; decode is summed over the workers."""
+
+    workers: int
+    decode_s: float = 0.0
+    engine_s: float = 0.0
+    wall_s: float = 0.0
+
+    @property
+    def engine_busy(self) -> float:
+        """Share of the wall time that the engine worked."""
+        return min(self.engine_s / self.wall_s, 1.0) if self.wall_s else 0.0
+
+    @property
+    def decode_busy(self) -> float:
+        """Share of the workers' wall time that they decoded."""
+        return min(self.decode_s / (self.wall_s * max(self.workers, 1)), 1.0) if self.wall_s else 0.0
+
+    def bound_by(self) -> str:
+        """Say in words what the run waited for."""
+        if not self.wall_s:
+            return "nothing to do"
+        engine, decode = (self.engine_busy, "engine"), (self.decode_busy, "decode")
+        (high, first), (low, second) = (engine, decode) if engine[0] >= decode[0] else (decode, engine)
+        return f"bound by {first} ({high:.0%} busy; {second} {low:.0%})"
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """A video that is done; the track of one that could be decoded."""
+
+    video: VideoFile
+    result: VideoResult
+    track: Track | None = None
+
+
+class _Whole(NamedTuple):
+    """Clips (k, T, ...) that are whole, and the lists that their probabilities and mean features go to."""
+
+    clips: NDArray[Any]
+    probabilities: list[NDArray[np.float32]]
+    vectors: list[NDArray[np.float32]]
+
+
+@dataclass(slots=True)
+class Engine:
+    """Classifies what the decoders give. The time that it takes is added to ``stages``."""
+
+    recognizer: Recognizer
+    stages: Stages
+    windowing: Windowing | None = None
+    min_score: float = 0.0
+    features: bool = False
+    _tracks: dict[VideoFile, Track] = field(default_factory=dict)
+
+    def label(self, decoded: Iterable[Decoded]) -> Iterator[Labelled]:
+        """Yield each video of ``decoded`` when its last part was classified; one of which no last part comes, never."""
+        waiting: list[Decoded] = []
+        frames = 0
+        for part in decoded:
+            self.stages.decode_s += part.seconds
+            if part.frames is None:
+                waiting = [other for other in waiting if other.video is not part.video]
+                self._tracks.pop(part.video, None)
+                yield Labelled(part.video, VideoResult(part.video.name, error=part.error))
+                continue
+            waiting.append(part)
+            frames += len(part.frames.pixels)
+            if frames >= SHARED_FRAMES:
+                yield from self._classify(waiting)
+                waiting, frames = [], 0
+        yield from self._classify(waiting)
+
+    def _classify(self, parts: list[Decoded]) -> Iterator[Labelled]:
+        if not parts:
+            return
+        start = time.perf_counter()
+        pixels = [part.frames.pixels for part in parts if part.frames]
+        kept = self.recognizer.keep(np.concatenate(pixels))
+        for group in _grouped(self._whole_clips(parts, kept), self.recognizer.batch_clips):
+            probabilities = self.recognizer.judge(np.concatenate([whole.clips for whole in group]))
+            ends = np.cumsum([len(whole.clips) for whole in group])[:-1]
+            for whole, rows in zip(group, np.split(probabilities, ends), strict=True):
+                whole.probabilities.append(rows)
+                if self.features:
+                    whole.vectors.append(whole.clips.mean(1, dtype=np.float32))
+        self.stages.engine_s += time.perf_counter() - start
+        for part in parts:
+            if part.last:
+                track = self._tracks.pop(part.video)
+                result = self.recognizer.result(part.video.name, track, self.min_score)
+                yield Labelled(part.video, result, track)
+
+    def _whole_clips(self, parts: list[Decoded], kept: NDArray[Any]) -> Iterator[_Whole]:
+        """Give each part what was kept of its frames, and yield the clips that are whole with it."""
+        for part in parts:
+            assert part.frames is not None
+            own, kept = np.split(kept, [len(part.frames.pixels)])
+            track = self._tracks.get(part.video)
+            if track is None:
+                track = self._tracks[part.video] = Track(self.recognizer.spec.sampling, self.windowing)
+            for clips in track.add(part.frames, own, self.recognizer.batch_clips):
+                yield _Whole(clips, track.probabilities, track.vectors)
+
+
+def _grouped(items: Iterable[_Whole], count: int) -> Iterator[list[_Whole]]:
+    """Yield items together until they have ``count`` clips."""
+    group: list[_Whole] = []
+    clips = 0
+    for item in items:
+        group.append(item)
+        clips += len(item.clips)
+        if clips >= count:
+            yield group
+            group, clips = [], 0
+    if group:
+        yield group

@@ -1,0 +1,61 @@
+"""Pieces of the report's page. Whatever a journal says goes through ``text``, every number through a format."""
+
+import html
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from harec_deploy.label.engine import Stages
+from harec_deploy.label.journal import summary_path
+from harec_deploy.label.pictures import unit
+
+
+def text(words: str) -> str:
+    """Return untrusted text for HTML; what cannot be seen, and what turns the direction of writing, as escapes."""
+    return html.escape("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words))
+
+
+def videos(rows: Sequence[object]) -> str:
+    """Return how many there are, in words."""
+    return f"{len(rows):,} video{'' if len(rows) == 1 else 's'}"
+
+
+def bar(part: float) -> str:
+    """Return a bar that is filled by this share, which the number beside it tells."""
+    return f'<span class="track" aria-hidden="true"><span style="width:{100 * unit(part):.1f}%"></span></span>'
+
+
+def section(name: str, title: str, note: str, content: str) -> str:
+    """Return a section of the page with its heading."""
+    head = f'<section aria-labelledby="{name}"><h2 id="{name}">{title}</h2><p class="soft">{note}</p>'
+    return f"{head}{content}</section>\n"
+
+
+class _Run(msgspec.Struct):
+    """What the report takes from the summary of the last run."""
+
+    done: int
+    videos_per_s: float
+    times_real_time: float
+    stages: Stages
+
+
+def stages(journal: Path) -> str:
+    """Return what bounded the last run, if its summary lies beside the journal."""
+    try:
+        run = msgspec.json.decode(summary_path(journal).read_bytes(), type=_Run)
+    except (OSError, ValueError, RecursionError):  # the journal is the record; without a summary nothing is lost
+        return ""
+    times = run.stages
+    note = f"The last run labelled {run.done:,} in {times.wall_s:,.1f} s: {run.videos_per_s:,.1f} videos/s, "
+    note += f"{run.times_real_time:,.0f} times real time, {text(times.bound_by())}."
+    rows = [
+        ("engine", times.engine_busy, times.engine_s),
+        (f"decode, {times.workers} at a time", times.decode_busy, times.decode_s),
+    ]
+    items = "".join(
+        f"<li><span>{name}</span>{bar(busy)}<span>{unit(busy):.0%}, {seconds:,.1f} s</span></li>"
+        for name, busy, seconds in rows
+    )
+    return section("stages", "Where the time went", note, f'<ul class="bars">{items}</ul>')

@@ -1,0 +1,88 @@
+"""Table E, what a run holds and says while it works: E24 terminals, E27 in small (in full: benchmarks/soak.py)."""
+
+import contextlib
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.matrix.processes import MAIN, Start, finish, many, rows, wait_for
+from tests.media import make_video, repeat
+from tests.test_workers import children
+
+
+def test_memory_does_not_grow_with_a_videos_length(workplace: Path, start: Start) -> None:
+    """Forty minutes in windows take what four minutes take, in the run and in its child; see benchmarks/soak.py."""
+    minute = make_video(Path("minute.mp4"), frames=300, fps=5, width=64, height=48, gop=25)
+    peaks = []
+    for minutes in (4, 40):
+        path = repeat(minute, Path(f"{minutes}.mp4"), minutes)
+        options = ("--window", "4s", "--stride", "1s", "--workers", "1", "--all-files", "--restart")
+        process = start(*options, source=path.name)
+        peak = [0, 0]
+        while process.poll() is None:
+            for place, pids in enumerate(({process.pid}, children(process.pid))):
+                with contextlib.suppress(OSError, IndexError):  # it has just ended
+                    peak[place] = max(peak[place], *(resident_kib(pid) for pid in pids), 0)
+        assert finish(process)[0] == 0
+        (row,) = rows()
+        assert row["duration_s"] == pytest.approx(60 * minutes)
+        peaks.append(peak)
+    assert peaks[0][1] > 10_000, "the child was never seen"
+    # A table of packets is kept, some hundred bytes a frame: 11,000 frames more.
+    assert peaks[1][0] < peaks[0][0] + 16_384
+    assert peaks[1][1] < peaks[0][1] + 16_384
+
+
+def resident_kib(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/status").read_text().split("VmRSS:")[1].split()[0])
+
+
+class TestProgress:
+    """Said while it works: a bar on a terminal, lines elsewhere, nothing when it is to be quiet."""
+
+    NOTE = r"[\d.]+ videos/s, 1 failed; engine \d+%, decode \d+% busy"
+
+    def test_lines_where_there_is_no_terminal(self, workplace: Path, start: Start) -> None:
+        Path("in/bad.mp4").write_text("no video")
+        code = "import harec_deploy.__main__, sys; sys.modules['harec_deploy.cli.label'].LINE_EVERY_S = 0; "
+        _, _, err = finish(start(code=code + MAIN))
+        told = [line for line in err.splitlines() if re.fullmatch(rf"\d/7 videos, {self.NOTE}; 0m0\ds left", line)]
+        assert told[-1].startswith("7/7 videos")
+        assert finish(start("--restart", "-q", code=code + MAIN))[2] == ""
+
+    def test_a_bar_on_a_terminal(self, workplace: Path, start: Start) -> None:
+        Path("in/bad.mp4").write_text("no video")
+        terminal, its_end = os.openpty()
+        process = start(stderr=its_end, env={"TERM": "xterm", "COLUMNS": "160"})
+        os.close(its_end)
+        seen = b""
+        with contextlib.suppress(OSError):  # the other end is closed
+            while part := os.read(terminal, 4096):
+                seen += part
+        os.close(terminal)
+        assert process.wait(timeout=60) == 3
+        text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode())
+        assert re.search(rf"labelling +\S+ +7/7 +{self.NOTE}", text), text
+
+
+def test_what_a_run_holds_does_not_grow(workplace: Path, start: Start) -> None:
+    """E27 in small: memory, descriptors and children are the same after 200 videos and after 900."""
+    many(994)
+    process = start("--workers", "2")
+    held = []
+    for target in (200, 900):
+        wait_for(lambda target=target: len(rows()) >= target, process)  # type: ignore[misc]
+        held.append(
+            (
+                resident_kib(process.pid),
+                len(list(Path(f"/proc/{process.pid}/fd").iterdir())),
+                len(children(process.pid)),
+            )
+        )
+    assert finish(process)[0] == 0
+    (early_kib, *early), (late_kib, *late) = held
+    assert early == late
+    assert late[1] == 2
+    assert late_kib < early_kib + 8192
