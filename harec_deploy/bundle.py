@@ -4,6 +4,7 @@
     weights.safetensors    the PyTorch weights, the reference of every proof
     check.npz              a few real clips and the reference's logits: every machine tests itself on them
     onnx-fp32/             a variant: its graphs, `encoder.onnx` and `head.onnx`, or `model.onnx` for a clip-wise model
+    tensorrt-fp16-sm90/    another: plain TensorRT plans, `encoder.plan` and `head.plan`
 
 Every file is named in bundle.json with its SHA-256 and is verified before anything reads it.
 """
@@ -31,7 +32,7 @@ SPEC_FILE = "bundle.json"
 WEIGHTS_FILE = "weights.safetensors"
 CHECK_FILE = "check.npz"
 MAX_SPEC_BYTES = 64 << 20
-GRAPH_SETS = ({"encoder", "head"}, {"model"})  # of a frame-wise and of a clip-wise model
+GRAPH_SETS: tuple[set[str], ...] = ({"encoder", "head"}, {"model"})  # of a frame-wise and of a clip-wise model
 
 
 class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -72,6 +73,7 @@ class HeadSpec(_Part, frozen=True, kw_only=True):
 class Proof(_Part, frozen=True, kw_only=True):
     """What was measured when a variant ran on real clips beside the PyTorch reference.
 
+    device: "cpu" or "cuda"; hardware: the GPU's name. decoder: what gave the clips.
     max_abs_dp: largest difference of any class probability on any clip.
     flipped: the clips whose top class differs.
     """
@@ -80,6 +82,8 @@ class Proof(_Part, frozen=True, kw_only=True):
     runner_version: str
     precision: str
     device: str
+    hardware: str = ""
+    decoder: str = "pyav"
     clips: int
     top1_agreement: float
     max_abs_dp: float
@@ -87,17 +91,66 @@ class Proof(_Part, frozen=True, kw_only=True):
     passed: bool
 
 
+class EngineSpec(_Part, frozen=True, kw_only=True):
+    """What TensorRT plans were built with and for.
+
+    tensorrt: its version. gpu, capability: the GPU's name and compute capability, such as "9.0".
+    profiles: of each graph, the smallest, tuned and largest batch of each optimisation profile.
+    source: the variant whose ONNX files were built; source_sha256: of each graph's file. lstm: "unroll" or "op".
+    """
+
+    tensorrt: str
+    gpu: str
+    capability: str
+    hardware_compatible: bool = False
+    version_compatible: bool = False
+    lstm: Literal["unroll", "op"] = "unroll"
+    profiles: dict[str, list[tuple[int, int, int]]]
+    source: str
+    source_sha256: dict[str, str]
+
+
 class Variant(_Part, frozen=True, kw_only=True):
-    """One executable form of the model: its graphs, who made them, and a proof for each runner that was tried."""
+    """One executable form of the model: its graphs, who made them, and a proof for each runner that was tried.
+
+    precision: the types of the graphs. engine: of TensorRT plans; the graphs of other variants are ONNX files.
+    """
 
     precision: str
     graphs: dict[str, FileRef]
     made_with: dict[str, str]
     proofs: list[Proof]
+    engine: EngineSpec | None = None
 
-    def proof(self, runner: str, precision: str) -> Proof | None:
-        """Return the proof of running this variant on ``runner`` in ``precision``, or None if it was not tried."""
-        return next((p for p in self.proofs if (p.runner, p.precision) == (runner, precision)), None)
+    def proof(self, runner: str, precision: str, device: str = "cpu") -> Proof | None:
+        """Return the proof of running this variant on ``runner`` in ``precision``, or None if it was not tried.
+
+        device: "cpu", "cuda", or one of several GPUs, "cuda:1".
+        """
+        wanted = (runner, precision, device.partition(":")[0])
+        return next((p for p in self.proofs if (p.runner, p.precision, p.device) == wanted), None)
+
+
+class DecoderProof(_Part, frozen=True, kw_only=True):
+    """What was measured when a decoder gave the frames of real clips beside the reference decoder.
+
+    device: "cpu" or "cuda". refused: clips that it left to the reference decoder.
+    mean_level_difference, max_level_difference: of pixels, in levels of 0 to 255.
+    max_abs_dp, flipped: of the labels that the same runner gives for both.
+    """
+
+    decoder: str
+    decoder_version: str
+    device: str
+    hardware: str = ""
+    clips: int
+    refused: int
+    mean_level_difference: float
+    max_level_difference: int
+    top1_agreement: float
+    max_abs_dp: float
+    flipped: list[str]
+    passed: bool
 
 
 class BundleSpec(_Part, frozen=True, kw_only=True):
@@ -106,6 +159,7 @@ class BundleSpec(_Part, frozen=True, kw_only=True):
     feature_dim: D, the width of a frame's features.
     temperature: logits are divided by it before the softmax.
     training: where the weights come from: data, split, seed, versions, metrics. Free form.
+    decoders: the proof of each decoder but the reference.
     """
 
     schema: int = SCHEMA
@@ -120,6 +174,7 @@ class BundleSpec(_Part, frozen=True, kw_only=True):
     check: FileRef | None = None
     training: dict[str, Any] = {}
     variants: dict[str, Variant] = {}
+    decoders: list[DecoderProof] = []
 
     def __post_init__(self) -> None:
         if len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):
@@ -220,7 +275,8 @@ def load(folder: Path) -> Bundle:
     _check_weights(bundle)
     for variant in bundle.spec.variants.values():
         for file in variant.graphs.values():
-            _check_onnx(bundle.path(file))  # under any name: a runner looks at the content only
+            if not variant.engine:  # a plan is TensorRT's, and its hash is all that there is to check
+                _check_onnx(bundle.path(file))  # under any name: a runner looks at the content only
     return bundle
 
 

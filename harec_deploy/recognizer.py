@@ -21,7 +21,7 @@ from harec_deploy.sampling import Window, Windowing
 from harec_deploy.segments import Segment, label_of, merge
 from harec_deploy.windows import Track
 
-BATCH_FRAMES = 16  # frames to the encoder at a time: more gains nothing on a CPU
+PART_FRAMES = 16  # of a long video that are decoded at a time
 BATCH_CLIPS = 64  # clips of features to the head at a time
 CHECK_TOLERANCE = 1e-3  # how far fp32 probabilities may move between machines
 
@@ -77,8 +77,7 @@ class Recognizer:
         self.execution = execution
         self.reason = "the only way that was asked for and is proved"
         self._graphs: dict[str, Graph] = {
-            name: execution.runner.load(bundle.path(file), precision=execution.precision, threads=threads)
-            for name, file in bundle.spec.variants[execution.variant].graphs.items()
+            **execution.runner.load(bundle, execution.variant, precision=execution.precision, threads=threads)
         }
         self._try()
         self._check()
@@ -92,7 +91,7 @@ class Recognizer:
         if not self.framewise:
             raise UsageError("this model takes whole clips, not frames: use predict")
         self._expect(frames, (self.spec.size.height, self.spec.size.width, 3), "frames (N, H, W, 3)")
-        parts = [self._graphs["encoder"](part) for part in _batches(frames, BATCH_FRAMES)]
+        parts = [self._graphs["encoder"](part) for part in _batches(frames, self.batch_frames)]
         return np.concatenate(parts) if parts else np.zeros((0, self.spec.feature_dim), dtype=np.float32)
 
     def classify(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -118,14 +117,19 @@ class Recognizer:
         return "encoder" in self._graphs
 
     @property
+    def batch_frames(self) -> int:
+        """How many frames the encoder takes at a time."""
+        return self.execution.runner.batch_frames
+
+    @property
     def batch_clips(self) -> int:
         """How many clips are classified at a time: of features, or of pixels for as many frames as the encoder's."""
-        return BATCH_CLIPS if self.framewise else max(BATCH_FRAMES // self.spec.sampling.frames, 1)
+        return BATCH_CLIPS if self.framewise else max(self.batch_frames // self.spec.sampling.frames, 1)
 
     @property
     def part_frames(self) -> int:
-        """How many frames of a video are decoded, and encoded, at a time."""
-        return max(self.spec.sampling.frames, BATCH_FRAMES)
+        """How many frames of a video are decoded at a time."""
+        return max(self.spec.sampling.frames, PART_FRAMES)
 
     def keep(self, frames: NDArray[np.uint8]) -> NDArray[Any]:
         """Return what is kept of frames until their clips are whole: features, or the frames of a clip-wise model."""
@@ -221,7 +225,9 @@ class Recognizer:
             return
         clips, logits = check
         got = self.predict(clips)
-        proof = self.spec.variants[self.execution.variant].proof(self.execution.runner.name, self.execution.precision)
+        proof = self.spec.variants[self.execution.variant].proof(
+            self.execution.runner.name, self.execution.precision, self.execution.runner.device
+        )
         allowed = max(CHECK_TOLERANCE, 2 * proof.max_abs_dp if proof else 0.0)
         difference = float(np.abs(got - softmax(logits / self.spec.temperature)).max())
         if not difference <= allowed:  # NaN is not
@@ -232,10 +238,16 @@ class Recognizer:
 
 
 def load(
-    bundle: str | Path, *, runner: str = "auto", precision: str = "auto", threads: int | None = None
+    bundle: str | Path,
+    *,
+    runner: str = "auto",
+    precision: str = "auto",
+    device: str = "auto",
+    threads: int | None = None,
 ) -> Recognizer:
     """Load a bundle for labelling.
 
+    device: "cpu", "cuda:N", or "auto": the first GPU where something runs on it, else the CPU.
     runner, precision: what executes it; "auto" measures everything that this machine has and the bundle's proofs allow,
     and takes the fastest.
 
@@ -244,7 +256,7 @@ def load(
         UsageError: nothing here runs it as asked.
     """
     checked = load_bundle(Path(bundle))
-    ways = executions(checked.spec, runner, precision)
+    ways = executions(checked.spec, runner, precision, device)
     ready: list[Recognizer] = []
     refused: list[BundleError] = []
     for way in ways:

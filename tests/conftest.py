@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import msgspec
@@ -9,6 +10,10 @@ import pytest
 
 from harec_deploy.bundle import Bundle, BundleSpec, HeadSpec, file_ref, load, save
 from tests.media import make_video
+
+# A shell that starts the tests in the background makes them ignore these, and what they start would too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 CLASSES = ["climb", "jump", "swim"]
 

@@ -137,7 +137,7 @@ class TestChoice:
             harec_deploy.load(exported, precision="int3")
 
     def test_a_missing_package_is_named_with_its_extra(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(RUNNERS, "onnx", ("harec_deploy_no_such_runtime:Runner", "ort"))
+        monkeypatch.setitem(RUNNERS, "onnx", RUNNERS["onnx"]._replace(target="harec_deploy_no_such_runtime:Runner"))
         with pytest.raises(MissingDependency, match=r"pip install 'harec-deploy\[ort\]'"):
             get("onnx")
         assert [runner.name for runner in installed()] == ["openvino"]

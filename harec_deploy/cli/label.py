@@ -31,6 +31,7 @@ def label(
     out: Annotated[Path, typer.Option("--out", "-o", help="The journal, or a table written beside it.")] = Path(
         "labels.jsonl"
     ),
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
     runner: Annotated[str, typer.Option(help="auto, openvino or onnx.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
     workers: Annotated[str, typer.Option(metavar="N|auto", help="Videos decoded at a time.")] = "auto",
@@ -71,6 +72,7 @@ def label(
 
     options = Options(
         out=out,
+        device=device,
         runner=runner,
         precision=precision,
         top_k=top_k,

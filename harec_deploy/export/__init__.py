@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harec_deploy.bundle import CHECK_FILE, Bundle, BundleSpec, FileRef, Proof, Variant, file_ref, load, save
+from harec_deploy.devices import resolve
 from harec_deploy.errors import ProofError
 from harec_deploy.export.onnx import write_graphs
 from harec_deploy.export.verify import MAX_ABS_DP, MIN_AGREEMENT, ProofClips, prove, read_clips, reference_logits
@@ -23,11 +24,17 @@ CHECK_CLIPS = 2  # real clips that travel in the bundle, so that any machine can
 
 
 def export(
-    folder: Path, clips: Sequence[str] = (), *, max_clips: int = 100, progress: Progress = lambda text: None
+    folder: Path,
+    clips: Sequence[str] = (),
+    *,
+    max_clips: int = 100,
+    device: str = "auto",
+    progress: Progress = lambda text: None,
 ) -> Bundle:
     """Write and prove the variant ``onnx-fp32`` of the bundle in ``folder``.
 
     clips: videos, folders or lists for the proof; without any, the held-out clips that training noted in the bundle.
+    device: where the variant is proved, as devices.resolve reads it; "auto" is the first GPU and the CPU.
 
     Raises:
         BundleError: the bundle is damaged.
@@ -43,7 +50,7 @@ def export(
     with atomic_folder(folder / VARIANT) as staging:
         progress("writing ONNX graphs")
         graphs = {name: file_ref(folder, path) for name, path in write_graphs(model, bundle.spec, staging).items()}
-        proofs = _prove_everywhere(bundle, graphs, real, logits, progress)
+        proofs = _prove_everywhere(bundle, graphs, real, logits, device, progress)
         # From here to the last line the bundle has no variant: a kill in between leaves a bundle that says so.
         others = {name: variant for name, variant in bundle.spec.variants.items() if name != VARIANT}
         save(folder, msgspec.structs.replace(bundle.spec, variants=others, check=None))
@@ -53,7 +60,12 @@ def export(
 
 
 def _prove_everywhere(
-    bundle: Bundle, graphs: dict[str, FileRef], real: ProofClips, logits: NDArray[np.float32], progress: Progress
+    bundle: Bundle,
+    graphs: dict[str, FileRef],
+    real: ProofClips,
+    logits: NDArray[np.float32],
+    device: str,
+    progress: Progress,
 ) -> list[Proof]:
     """Run the graphs on every runner and precision of this machine.
 
@@ -63,8 +75,8 @@ def _prove_everywhere(
     # The bundle's old check clips belong to its old variants.
     trial = Bundle(bundle.folder, msgspec.structs.replace(_with_variant(bundle.spec, graphs, []), check=None))
     proofs = []
-    for runner in installed():
-        for precision in runner.precisions():
+    for runner in (runner for place in resolve(device) for runner in installed(place)):
+        for precision in runner.precisions(trial.spec.variants[VARIANT]):
             execution = Execution(VARIANT, runner, precision)
             progress(f"proving {execution}")
             proof = prove(Recognizer(trial, execution), real, logits)

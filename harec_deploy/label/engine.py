@@ -14,7 +14,7 @@ from harec_deploy.recognizer import Recognizer, VideoResult
 from harec_deploy.sampling import Windowing
 from harec_deploy.windows import Track
 
-SHARED_FRAMES = 64  # frames of several videos that are collected before they go to the encoder together
+SHARED_BATCHES = 4  # of frames of several videos that are collected before they go to the encoder together
 
 
 @dataclass(slots=True)
@@ -86,7 +86,7 @@ class Engine:
                 continue
             waiting.append(part)
             frames += len(part.frames.pixels)
-            if frames >= SHARED_FRAMES:
+            if frames >= SHARED_BATCHES * self.recognizer.batch_frames:
                 yield from self._classify(waiting)
                 waiting, frames = [], 0
         yield from self._classify(waiting)

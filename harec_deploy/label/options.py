@@ -43,6 +43,7 @@ class Options:
     out: the journal, or a table of a suffix in outputs.WRITERS that is written beside a journal of the same name.
     limits: of memory and seconds for each video, or each part of a long one.
     runner, precision: what executes the bundle; "auto" takes the fastest, or what the journal was begun with.
+    device: where, as devices.resolve reads it.
     window_s or fps: look at windows of so many seconds, or of the bundle's frames at so many a second; by default at
         each video as a whole. stride_s: from one window to the next; a quarter of a window by default.
     smooth, min_segment_s: how windows become segments; min_segment_s is half a window by default.
@@ -57,6 +58,7 @@ class Options:
 
     out: Path
     runner: str = "auto"
+    device: str = "auto"
     precision: str = "auto"
     top_k: int = 5
     workers: int | None = None

@@ -158,7 +158,7 @@ def _load(bundle: Path, options: Options) -> Recognizer:
         runner = begun.runner
     if begun and precision == "auto":
         precision = begun.precision
-    recognizer = load(bundle, runner=runner, precision=precision)
+    recognizer = load(bundle, runner=runner, precision=precision, device=options.device)
     if options.features and not recognizer.framewise:
         raise UsageError("--features: this model takes whole clips and has no features of frames")
     if options.min_score and UNKNOWN in recognizer.spec.classes:

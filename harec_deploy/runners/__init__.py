@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from harec_deploy.bundle import BundleSpec, Variant
+from harec_deploy.bundle import Bundle, BundleSpec, Variant
+from harec_deploy.devices import resolve
 from harec_deploy.errors import BundleError, MissingDependency, UsageError
 
 
@@ -20,23 +20,41 @@ class Graph(Protocol):
 
 
 class Runner(Protocol):
-    """Loads graphs for one runtime and device."""
+    """Loads the graphs of a bundle for one runtime and one device.
+
+    device: "cpu" or "cuda:N". hardware: the GPU's name, or "".
+    batch_frames: how many frames the encoder takes at a time; more gains nothing.
+    """
 
     name: str
     version: str
     device: str
+    hardware: str
+    batch_frames: int
 
-    def precisions(self) -> tuple[str, ...]:
-        """Return the precisions that this machine can compute an fp32 graph in."""
+    def precisions(self, variant: Variant) -> tuple[str, ...]:
+        """Return the precisions that this machine can execute ``variant`` in; none for files of another runner."""
 
-    def load(self, path: Path, *, precision: str, threads: int | None = None) -> Graph:
-        """Load one ONNX file."""
+    def load(self, bundle: Bundle, variant: str, *, precision: str, threads: int | None = None) -> dict[str, Graph]:
+        """Load the graphs of a variant, by name. Raises BundleError for files that the runtime refuses."""
 
 
-# name -> (class, pip extra that brings the runtime, or "" for one that is always there)
+class Entry(NamedTuple):
+    """A runner of the table: "module:class", the package extra that brings its runtime, and the devices it runs on.
+
+    alone: also where nobody asked for it by name.
+    """
+
+    target: str
+    extra: str
+    devices: tuple[str, ...]
+    alone: tuple[str, ...]
+
+
+# In the order in which they are shown. A class takes the device.
 RUNNERS = {
-    "openvino": ("harec_deploy.runners.openvino:OpenVINORunner", ""),
-    "onnx": ("harec_deploy.runners.onnx:OnnxRunner", "ort"),
+    "openvino": Entry("harec_deploy.runners.openvino:OpenVINORunner", "", ("cpu",), ("cpu",)),
+    "onnx": Entry("harec_deploy.runners.onnx:OnnxRunner", "ort", ("cpu",), ("cpu",)),
 }
 
 
@@ -49,42 +67,50 @@ class Execution:
     precision: str
 
     def __str__(self) -> str:
-        return f"{self.variant} on {self.runner.name} in {self.precision}"
+        where = "" if self.runner.device == "cpu" else f" on {self.runner.device}"
+        return f"{self.variant} on {self.runner.name} in {self.precision}{where}"
 
 
-def get(name: str) -> Runner:
-    """Return the runner called ``name``.
+def get(name: str, device: str = "cpu") -> Runner:
+    """Return the runner called ``name`` for ``device``, "cpu" or "cuda:N".
 
     Raises:
-        UsageError: no such runner.
-        MissingDependency: its package is not installed.
+        UsageError: no such runner, or it does not run on that device.
+        MissingDependency: its package is not installed, or cannot be loaded.
     """
     if name not in RUNNERS:
         raise UsageError(f"unknown runner {name!r}; allowed are auto, {', '.join(RUNNERS)}")
-    target, extra = RUNNERS[name]
-    module, _, attribute = target.partition(":")
+    entry, kind = RUNNERS[name], device.partition(":")[0]
+    if kind not in entry.devices:
+        raise UsageError(f"runner {name} does not run on {device}; it runs on {' and '.join(entry.devices)}")
+    module, _, attribute = entry.target.partition(":")
     try:
-        runner: Runner = getattr(import_module(module), attribute)()
+        runner: Runner = getattr(import_module(module), attribute)(device)
     except ModuleNotFoundError as error:
-        raise MissingDependency(error.name or name, extra or "ort", f"runner {name}") from None
+        raise MissingDependency(error.name or name, entry.extra or "ort", f"runner {name}") from None
     return runner
 
 
-def installed() -> list[Runner]:
-    """Return every runner whose package is there."""
+def installed(device: str = "cpu") -> list[Runner]:
+    """Return every runner that is there for ``device`` and is considered without being asked for."""
     found = []
-    for name in RUNNERS:
+    for name, entry in RUNNERS.items():
+        if device.partition(":")[0] not in entry.alone:
+            continue
         try:
-            found.append(get(name))
+            found.append(get(name, device))
         except MissingDependency:
             continue
     return found
 
 
-def executions(spec: BundleSpec, runner: str = "auto", precision: str = "auto") -> list[Execution]:
-    """Return the ways to run a bundle here that ``runner`` and ``precision`` allow and that its proofs do not forbid.
+def executions(
+    spec: BundleSpec, runner: str = "auto", precision: str = "auto", device: str = "auto"
+) -> list[Execution]:
+    """Return the ways to run a bundle here that the arguments allow and that its proofs do not forbid.
 
-    A combination that was never proved on real clips is left out of "auto" in any precision but the variant's own.
+    device: a name for ``devices.resolve``; of "auto", the CPU counts only where nothing runs on a GPU.
+    A combination that was never proved on real clips is left out in any precision but the variant's own.
 
     Raises:
         UsageError: nothing fits; the message lists what there is.
@@ -92,21 +118,29 @@ def executions(spec: BundleSpec, runner: str = "auto", precision: str = "auto") 
     """
     if not spec.variants:
         raise BundleError("the bundle has no variant yet: run harec-deploy export on it")
-    runners = installed() if runner == "auto" else [get(runner)]
-    every = [
-        Execution(name, candidate, p)
-        for name, variant in spec.variants.items()
-        for candidate in runners
-        for p in candidate.precisions()
-    ]
-    named = [e for e in every if precision in ("auto", e.precision)]
-    allowed = [e for e in named if _may_run(spec.variants[e.variant], e)]
-    if allowed:
-        return allowed
-    there = ", ".join(str(e) for e in every if _may_run(spec.variants[e.variant], e)) or "nothing"
-    raise UsageError(f"no way to run the bundle with runner {runner} in precision {precision}; there is {there}")
+    there: list[Execution] = []
+    for place in resolve(device):
+        if runner != "auto" and device == "auto" and not _runs_on(runner, place):
+            continue
+        runners = installed(place) if runner == "auto" else [get(runner, place)]
+        every = [
+            Execution(name, candidate, p)
+            for name, variant in spec.variants.items()
+            for candidate in runners
+            for p in candidate.precisions(variant)
+        ]
+        there += (allowed := [e for e in every if _may_run(spec.variants[e.variant], e)])
+        if named := [e for e in allowed if precision in ("auto", e.precision)]:
+            return named
+    told = ", ".join(map(str, there)) or "nothing"
+    where = "" if device == "auto" else f" on {device}"
+    raise UsageError(f"no way to run the bundle with runner {runner} in precision {precision}{where}; there is {told}")
+
+
+def _runs_on(runner: str, device: str) -> bool:
+    return runner not in RUNNERS or device.partition(":")[0] in RUNNERS[runner].devices
 
 
 def _may_run(variant: Variant, execution: Execution) -> bool:
-    proof = variant.proof(execution.runner.name, execution.precision)
+    proof = variant.proof(execution.runner.name, execution.precision, execution.runner.device)
     return proof.passed if proof else execution.precision == variant.precision

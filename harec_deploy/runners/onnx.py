@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from harec_deploy.bundle import Bundle, Variant
 from harec_deploy.errors import BundleError
 
 # Without this, ONNX Runtime reports to Microsoft and writes an id to the cache folder.
@@ -42,13 +43,24 @@ class OnnxRunner:
 
     name = "onnx"
     version: str = onnxruntime.__version__
-    device = "cpu"
+    hardware = ""
+    batch_frames = 16
 
-    def precisions(self) -> tuple[str, ...]:
-        """Return ("fp32",): the CPU provider computes in the graph's own types."""
-        return ("fp32",)
+    def __init__(self, device: str = "cpu") -> None:
+        self.device = device
 
-    def load(self, path: Path, *, precision: str, threads: int | None = None) -> _OnnxGraph:
+    def precisions(self, variant: Variant) -> tuple[str, ...]:
+        """Return the precision of the graphs: it computes in their own types."""
+        return () if variant.engine else (variant.precision,)
+
+    def load(
+        self, bundle: Bundle, variant: str, *, precision: str, threads: int | None = None
+    ) -> dict[str, _OnnxGraph]:
+        """Load the ONNX files of a variant. Raises BundleError for one that is refused."""
+        files = bundle.spec.variants[variant].graphs
+        return {name: self.load_file(bundle.path(file), precision, threads) for name, file in files.items()}
+
+    def load_file(self, path: Path, precision: str = "fp32", threads: int | None = None) -> _OnnxGraph:
         """Load one ONNX file. Raises BundleError for a file that ONNX Runtime refuses."""
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from harec_deploy.bundle import Bundle, Variant
 from harec_deploy.errors import BundleError
 
 # Without this, importing OpenVINO reports to Google Analytics and writes an id to the home folder.
@@ -33,19 +34,35 @@ class OpenVINORunner:
 
     name = "openvino"
     version: str = openvino.__version__
-    device = "cpu"
+    hardware = ""
+    batch_frames = 16
 
-    def __init__(self) -> None:
+    def __init__(self, device: str = "cpu") -> None:
+        self.device = device
         self._core = openvino.Core()
 
-    def precisions(self) -> tuple[str, ...]:
-        """Return ("fp32",), with "bf16" where the CPU computes in it."""
+    def precisions(self, variant: Variant) -> tuple[str, ...]:
+        """Return that of the graphs; of fp32 ones, "bf16" too where the CPU computes in it."""
+        if variant.engine:
+            return ()
+        if variant.precision != "fp32":
+            return (variant.precision,)
         capabilities = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         return ("fp32", "bf16") if "BF16" in capabilities else ("fp32",)
 
-    def load(self, path: Path, *, precision: str, threads: int | None = None) -> _OpenVINOGraph:
+    def load(
+        self, bundle: Bundle, variant: str, *, precision: str, threads: int | None = None
+    ) -> dict[str, _OpenVINOGraph]:
+        """Load the ONNX files of a variant. Raises BundleError for one that is refused."""
+        files = bundle.spec.variants[variant].graphs
+        return {name: self.load_file(bundle.path(file), precision, threads) for name, file in files.items()}
+
+    def load_file(self, path: Path, precision: str = "fp32", threads: int | None = None) -> _OpenVINOGraph:
         """Load one ONNX file. Raises BundleError for a file that OpenVINO refuses."""
-        options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": _TYPES[precision], "PERFORMANCE_HINT": "LATENCY"}
+        options: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": _TYPES.get(precision, openvino.Type.f32),
+            "PERFORMANCE_HINT": "LATENCY",
+        }
         if threads:
             options["INFERENCE_NUM_THREADS"] = threads
         try:
