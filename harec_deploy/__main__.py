@@ -10,6 +10,7 @@ from harec_deploy.cli.export import export
 from harec_deploy.cli.inspect import inspect
 from harec_deploy.cli.label import label
 from harec_deploy.cli.report import report
+from harec_deploy.cli.verify import verify
 
 app = typer.Typer(
     name="harec-deploy",
@@ -38,7 +39,7 @@ def _root(
     """
 
 
-for _command in (export, label, report, inspect):
+for _command in (export, verify, label, report, inspect):
     app.command()(_command)
 
 

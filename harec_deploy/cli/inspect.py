@@ -24,6 +24,7 @@ def inspect(
         return
     _print_model(bundle, spec)
     _print_variants(spec)
+    _print_decoders(spec)
 
 
 def _print_model(bundle: Path, spec: "BundleSpec") -> None:
@@ -59,6 +60,20 @@ def _print_variants(spec: "BundleSpec") -> None:
             labels = f"{proof.top1_agreement:.1%} of {proof.clips} labels, max |dp| {proof.max_abs_dp:.2g}"
             verdict = labels if proof.passed else f"FAILED: {labels}"
             table.add_row(name, f"{proof.runner} {proof.runner_version}", proof.precision, megabytes, verdict)
+    console.out.print(table)
+
+
+def _print_decoders(spec: "BundleSpec") -> None:
+    from rich.table import Table
+
+    if not spec.decoders:
+        return
+    table = Table("decoder", "device", "clips", "labels kept", "levels, mean", "most", title="decoders")
+    for proof in spec.decoders:
+        kept = f"{proof.top1_agreement:.1%}" if proof.passed else f"FAILED: {proof.top1_agreement:.1%}"
+        levels = f"{proof.mean_level_difference:.2f}", str(proof.max_level_difference)
+        where = proof.hardware or proof.device
+        table.add_row(f"{proof.decoder} {proof.decoder_version}", where, str(proof.clips), kept, *levels)
     console.out.print(table)
 
 

@@ -79,9 +79,14 @@ Timestamps = Sequence[float] | NDArray[np.float64] | Callable[[VideoInfo], Seque
 
 
 class Decoder(Protocol):
-    """Turns a video into frames. Every decoder gives the frames of a plain sequential decode."""
+    """Turns a video into frames. Every decoder gives the frames of a plain sequential decode.
+
+    version: of the library that decodes. device: "cpu" or "cuda".
+    """
 
     name: str
+    version: str
+    device: str
 
     def probe(self, path: Path) -> VideoInfo:
         """Read the packets of ``path`` without decoding them. Raises VideoError."""

@@ -39,6 +39,8 @@ class PyAVDecoder:
     """Decodes on the CPU, one thread a video; use several decoders for several cores."""
 
     name = "pyav"
+    version: str = av.__version__
+    device = "cpu"
 
     def __init__(self, *, max_pixels: int = MAX_PIXELS, selective: bool = True) -> None:
         """Refuse frames above ``max_pixels``; with ``selective=False`` decode every frame up to the last wanted one."""
