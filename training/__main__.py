@@ -42,30 +42,41 @@ def synthesize(
 
 @app.command()
 def prepare(
-    videos: Annotated[Path, typer.Argument(help="A folder for each class, with its videos inside.")],
+    videos: Annotated[Path, typer.Argument(help="The folder of a data set.")],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The manifest; VIDEOS/manifest.csv by default.")
     ] = None,
+    layout: Annotated[
+        str, typer.Option(help="ucf101, ucf50, ucf11, hmdb51, kinetics, folders; auto looks what is there.")
+    ] = "auto",
+    official: Annotated[int | None, typer.Option(help="Take this one of the official splits: 1, 2 or 3.")] = None,
+    split_by: Annotated[str, typer.Option(help="auto, group or random.")] = "auto",
     group_regex: Annotated[
         str, typer.Option(help="Finds the group in a file name, by its parentheses; UCF's gNN by default.")
     ] = "",
+    classes: Annotated[str, typer.Option(help="So many classes drawn at random, or their names: Biking,Diving.")] = "",
+    per_class: Annotated[int, typer.Option(help="Videos of each class, at most; 0: all.")] = 0,
     val: Annotated[float, typer.Option(help="Share of the validation split.")] = 0.1,
     test: Annotated[float, typer.Option(help="Share of the test split.")] = 0.1,
-    seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the split and of what is drawn.")] = 0,
+    check: Annotated[bool, typer.Option("--check", help="Decode every frame and leave damaged videos out.")] = False,
 ) -> None:
-    """Write a manifest of a class-per-folder tree, split by group where the file names carry one."""
-    from training.datasets import scan_folders, unreadable, write_manifest
-    from training.splits import split
+    """Write a manifest of a data set: UCF-101, UCF-50, UCF-11, HMDB-51, Kinetics, or a folder for each class."""
+    from training.datasets import inspect, write_manifest
+    from training.datasets.layouts import scan
+    from training.splits import split, subset
 
-    found = scan_folders(videos, group_regex)
-    problems = unreadable(found)
+    found = scan(videos, layout, official=official, group_regex=group_regex)
+    chosen = subset(found.samples, classes, per_class, seed)
+    with _counted("decoding" if check else "looking") as step:
+        readable, problems = inspect(chosen, whole=check, progress=step)
     for path, error in problems.items():
         console.say(f"left out: {path}: {error.kind}: {error}")
-    samples, told = split([sample for sample in found if sample.path not in problems], (val, test), seed)
+    samples, told = split(readable, (val, test), seed, split_by)
     manifest = out or videos / "manifest.csv"
-    write_manifest(manifest, samples, f"python -m training {shlex.join(sys.argv[1:])}")
-    classes = len({sample.label for sample in samples})
-    console.say(f"{len(samples)} videos of {classes} classes; {told}")
+    write_manifest(manifest, samples, f"python -m training {shlex.join(sys.argv[1:])}", problems)
+    names = len({sample.label for sample in samples})
+    console.say(f"{found.layout}: {len(samples)} videos of {names} classes; {told}")
     console.say(f"written to {manifest}; next: python -m training fit {manifest}")
 
 

@@ -5,27 +5,44 @@ groups are split, not clips, wherever groups are known.
 """
 
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
 from harec_deploy.errors import UsageError
-from training.datasets import Sample
+from training.datasets import SPLITS, Sample
+
+LEAKS = "clips of one scene may be on both sides, and the test accuracy may be too high"
 
 
-def split(samples: Sequence[Sample], shares: tuple[float, float], seed: int) -> tuple[list[Sample], str]:
+def split(
+    samples: Sequence[Sample], shares: tuple[float, float], seed: int, by: str = "auto"
+) -> tuple[list[Sample], str]:
     """Put every sample into train, val or test and say in one line how.
 
-    shares: the shares of val and test. Samples with groups are split by group; without, at random within each class.
+    shares: the shares of val and test.
+    by: "group"; "random", within each class; or "auto": by group where there are groups. Samples that are on a side
+        already, by an official list, stay there; a missing val is taken from train.
 
     Raises:
         UsageError: too few groups, or shares that leave nothing for training.
     """
+    if by not in ("auto", "group", "random"):
+        raise UsageError(f"split by {by!r}: allowed are auto, group and random")
     val, test = shares
     if not (0 <= val < 1 and 0 <= test < 1 and val + test < 1):
         raise UsageError(f"shares of {val:g} for val and {test:g} for test: allowed are 0 to 1, together below 1")
+    if any(sample.split for sample in samples):
+        return _official(samples, shares, seed, by)
     groups = sorted({sample.group for sample in samples})
+    if by == "group" and groups == [""]:
+        raise UsageError("split by group: the videos carry no group; give --group-regex, or split by random")
+    if by == "random" and groups != [""]:
+        told = f"WARNING: the split is random although {len(groups)} groups are known: {LEAKS}"
+        return _random_by_class(samples, shares, seed), told
     if groups != [""]:
+        if not _crossed(samples):
+            return _by_group(samples, shares, seed)
         names = _shares(len(groups), shares)
         random.Random(seed).shuffle(groups)
         places = dict(zip(groups, names, strict=True))
@@ -37,8 +54,86 @@ def split(samples: Sequence[Sample], shares: tuple[float, float], seed: int) -> 
         )
     return (
         _random_by_class(samples, shares, seed),
-        "WARNING: the file names carry no group, so the split is random: clips of one scene may be on both sides, and "
-        "the test accuracy may be too high. Give --group-regex if the names tell scenes apart",
+        f"WARNING: the file names carry no group, so the split is random: {LEAKS}. "
+        "Give --group-regex if the names tell scenes apart",
+    )
+
+
+def subset(samples: Sequence[Sample], classes: str, per_class: int, seed: int) -> list[Sample]:
+    """Return the samples of some classes, and at most ``per_class`` of each, drawn at random; 0 is all.
+
+    classes: names, "Biking,Diving"; or how many are drawn, "25"; or "" for all.
+
+    Raises:
+        UsageError: classes that are not there, or fewer than two.
+    """
+    there = sorted({sample.label for sample in samples})
+    chosen = [name.strip() for name in classes.split(",") if name.strip()]
+    if len(chosen) == 1 and chosen[0].isdecimal():
+        if not 2 <= int(chosen[0]) <= len(there):
+            raise UsageError(f"--classes {classes}: allowed are 2 to {len(there)}, or names")
+        chosen = random.Random(seed).sample(there, int(chosen[0]))
+    if unknown := sorted(set(chosen) - set(there)):
+        raise UsageError(f"--classes: there is no class {unknown[0]}; there are {', '.join(there[:8])}")
+    if len(chosen) == 1 or per_class < 0:
+        raise UsageError("--classes needs two names or more, --per-class 0 or more")
+    keep = set(chosen or there)
+    done: list[Sample] = []
+    for label in sorted(keep):
+        members = [sample for sample in samples if sample.label == label]
+        if per_class and len(members) > per_class:
+            drawn = random.Random(f"{seed} {label}").sample(range(len(members)), per_class)
+            members = [members[place] for place in sorted(drawn)]
+        done += members
+    return done
+
+
+def _official(samples: Sequence[Sample], shares: tuple[float, float], seed: int, by: str) -> tuple[list[Sample], str]:
+    """Keep the sides of an official list, and take val from train where the list has none."""
+    counts = Counter(sample.split for sample in samples)
+    if counts["val"] or not shares[0]:
+        return list(samples), f"official split: {', '.join(f'{name} {counts[name]}' for name in SPLITS)} videos"
+    train = [replace(sample, split="") for sample in samples if sample.split == "train"]
+    divided, told = split(train, (shares[0], 0.0), seed, by)
+    places = {sample.path: sample.split for sample in divided}
+    done = [replace(sample, split=places.get(sample.path, sample.split)) for sample in samples]
+    return done, f"official split, test {counts['test']} videos; val is taken from train: {told}"
+
+
+def _crossed(samples: Sequence[Sample]) -> bool:
+    """Whether every group has videos of every class, as people who act everything do."""
+    classes = len({sample.label for sample in samples})
+    return len({(sample.label, sample.group) for sample in samples}) == classes * len({s.group for s in samples})
+
+
+def _by_group(samples: Sequence[Sample], shares: tuple[float, float], seed: int) -> tuple[list[Sample], str]:
+    """Give each group, the largest first, to the side that is furthest from its share of the group's classes."""
+    members: dict[str, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        members[sample.group].append(sample)
+    groups = sorted(members)
+    random.Random(seed).shuffle(groups)
+    groups.sort(key=lambda group: -len(members[group]))
+    totals = Counter(sample.label for sample in samples)
+    val, test = shares
+    wanted = {side: share for side, share in (("test", test), ("val", val), ("train", 1 - val - test)) if share}
+    have: Counter[tuple[str, str]] = Counter()
+    places = {}
+    for group in groups:
+        labels = Counter(sample.label for sample in members[group])
+
+        def missing(side: str, labels: Counter[str] = labels) -> float:
+            return sum(n * (1 - have[side, label] / (wanted[side] * totals[label])) for label, n in labels.items())
+
+        places[group] = max(wanted, key=missing)
+        have.update({(places[group], label): n for label, n in labels.items()})
+    if len(set(places.values())) < len(wanted):
+        raise UsageError(f"{len(groups)} groups are too few for {' and '.join(wanted)}")
+    counts = Counter(places.values())
+    told = ", ".join(f"{name} {counts[name]}" for name in SPLITS if counts[name])
+    return (
+        [replace(sample, split=places[sample.group]) for sample in samples],
+        f"split by group, no group on two sides, classes in proportion: {told} of {len(groups)} groups",
     )
 
 

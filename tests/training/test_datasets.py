@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from harec_deploy.errors import UsageError
-from training.datasets import Manifest, Sample, read_manifest, scan_folders, unreadable, write_manifest
+from training.datasets import Manifest, Sample, inspect, read_manifest, scan_folders, write_manifest
 from training.splits import folds, split
 
 
@@ -52,7 +52,10 @@ class TestScan:
     def test_unreadable_videos_are_told_with_their_reason(self, tmp_path: Path, videos: Path) -> None:
         (tmp_path / "bad.mp4").write_text("no video")
         good = Sample(next(videos.rglob("*.mp4")), "a")
-        problems = unreadable([good, Sample(tmp_path / "bad.mp4", "a")])
+        readable, problems = inspect([good, Sample(tmp_path / "bad.mp4", "a")])
+        assert [(s.path, s.frames, s.fps, s.duration_s, s.codec) for s in readable] == [
+            (good.path, 30, 25, 1.2, "h264")
+        ]
         assert {path.name: error.kind for path, error in problems.items()} == {"bad.mp4": "not_video"}
 
 
@@ -63,18 +66,25 @@ class TestManifest:
         write_manifest(path, found, "python -m training prepare x")
         monkeypatch.chdir("/")
         assert list(read_manifest(path).samples) == found
-        assert path.read_text().startswith("# python -m training prepare x\npath,label,group,split\n")
+        assert path.read_text().startswith(
+            "# python -m training prepare x\npath,label,split,group,frames,fps,duration_s,codec\n"
+        )
 
     def test_odd_names_survive(self, tmp_path: Path) -> None:
         odd = [
-            Sample(tmp_path / name, 'cl"ass,', "g", "train") for name in ("a,b.mp4", '"q".mp4', "\udcff.mp4", "=1.mp4")
+            Sample(tmp_path / name, 'cl"ass,', "g", "train")
+            for name in ("a,b.mp4", '"q".mp4', "\udcff.mp4", "=1.mp4", "#1.mp4")
         ]
         write_manifest(tmp_path / "m.csv", odd, "c")
         assert list(read_manifest(tmp_path / "m.csv").samples) == odd
 
     @pytest.mark.parametrize(
         ("text", "message"),
-        [("a,b\n1,2\n", "expected path, label, group, split"), ("path,label,group,split\n", "no samples")],
+        [
+            ("a,b\n1,2\n", "expected path, label, split, group, frames"),
+            ("path,label,split,group,frames,fps,duration_s,codec\n", "no samples"),
+            ("path,label,split,group,frames,fps,duration_s,codec\na,b\n", "a row is damaged .*make it again"),
+        ],
     )
     def test_another_file_is_refused(self, tmp_path: Path, text: str, message: str) -> None:
         (tmp_path / "m.csv").write_text(text)

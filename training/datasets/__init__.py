@@ -1,19 +1,25 @@
 """Data sets: labelled videos and their splits, written down in one manifest.
 
-A manifest is a CSV file: path (relative to the manifest), label, group, split. Its first line is a comment with the
-command that made it.
+A manifest is a CSV file: path (relative to the manifest), label, split, group, and what the packets of the video say:
+frames, fps, duration_s, codec. Its first line is a comment with the command that made it; a comment for each video that
+was left out follows.
 """
 
 import csv
 import io
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import dropwhile
 from pathlib import Path
 
-from harec_deploy.decode import choose
+import numpy as np
+
+from harec_deploy.cli.console import printable
+from harec_deploy.decode import Decoder, Size, choose
 from harec_deploy.discover import discover
 from harec_deploy.errors import UsageError, VideoError
 from harec_deploy.files import atomic_write
@@ -21,17 +27,24 @@ from harec_deploy.label.workers import default_workers
 
 SPLITS = ("train", "val", "test")
 UCF_GROUP = r"_g(\d+)_c\d+"  # v_Biking_g01_c02.avi: group 1 was filmed in one place with the same people
-COLUMNS = ("path", "label", "group", "split")
+COLUMNS = ("path", "label", "split", "group", "frames", "fps", "duration_s", "codec")
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One labelled video: absolute path, class name, the group whose clips must stay together ("" if unknown)."""
+    """One labelled video: absolute path, class name, the group whose clips must stay together ("" if unknown).
+
+    frames, fps, duration_s, codec: of its packets; 0 and "" where nobody looked, fps 0 where there is no clock.
+    """
 
     path: Path
     label: str
     group: str = ""
     split: str = ""
+    frames: int = 0
+    fps: float = 0.0
+    duration_s: float = 0.0
+    codec: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,26 +87,53 @@ def scan_folders(root: Path, group_regex: str = "") -> list[Sample]:
         raise UsageError(
             f"{root}: {len(found)} videos in {len(folders)} folders; expected at least 2 folders with videos"
         )
-    return _grouped(found, group_regex)
+    return grouped(found, group_regex)
 
 
-def unreadable(samples: Sequence[Sample]) -> dict[Path, VideoError]:
-    """Return the videos that cannot be labelled or trained on, and why."""
-    decoder = choose()
+def inspect(
+    samples: Sequence[Sample], *, whole: bool = False, progress: Callable[[int, int], None] = lambda done, total: None
+) -> tuple[list[Sample], dict[Path, VideoError]]:
+    """Return the samples with what their packets say, and the videos that cannot be trained on with the reason.
 
-    def problem(sample: Sample) -> VideoError | None:
-        try:
-            decoder.probe(sample.path)
-        except VideoError as error:
-            return error
-        return None
-
+    whole: decode every frame too; damage that a first look does not show is a reason as well.
+    """
+    readable, problems = [], {}
+    look = partial(_look, choose(), whole)
     with ThreadPoolExecutor(default_workers()) as pool:
-        problems = pool.map(problem, samples)
-        return {sample.path: error for sample, error in zip(samples, problems, strict=True) if error}
+        for done, (sample, found) in enumerate(zip(samples, pool.map(look, samples), strict=True), 1):
+            progress(done, len(samples))
+            if isinstance(found, VideoError):
+                problems[sample.path] = found
+            else:
+                readable.append(found)
+    return readable, problems
 
 
-def _grouped(samples: list[Sample], group_regex: str) -> list[Sample]:
+def _look(decoder: Decoder, whole: bool, sample: Sample) -> Sample | VideoError:
+    try:
+        info = decoder.probe(sample.path)
+        if whole:
+            every = partial(np.linspace, 0.0, info.duration_s, 2 * info.frames_found)
+            for part in decoder.stream(sample.path, lambda _: every(), Size(width=8, height=8), 64):
+                if part.bad_packets or not part.info.complete:
+                    return VideoError("corrupt", f"{part.bad_packets} packets or frames are damaged, or some missing")
+    except VideoError as error:
+        return error
+    return replace(
+        sample,
+        frames=info.frames_found,
+        fps=round(info.fps or 0.0, 3),
+        duration_s=round(info.duration_s, 3),
+        codec=info.codec,
+    )
+
+
+def grouped(samples: list[Sample], group_regex: str) -> list[Sample]:
+    """Return the samples with the groups that a regex finds in their names; UCF's without one, if all names have it.
+
+    Raises:
+        UsageError: a regex that is damaged or fits some file names only.
+    """
     try:
         pattern = re.compile(group_regex or UCF_GROUP)
     except re.error as error:
@@ -105,20 +145,27 @@ def _grouped(samples: list[Sample], group_regex: str) -> list[Sample]:
     if missing:
         return samples
     return [
-        Sample(sample.path, sample.label, "-".join(match.groups()) or match.group())
+        replace(sample, group="-".join(match.groups()) or match.group())
         for sample, match in zip(samples, matches, strict=True)
         if match
     ]
 
 
-def write_manifest(path: Path, samples: Iterable[Sample], command: str) -> None:
-    """Write a manifest with ``command`` in its first line."""
+def write_manifest(
+    path: Path, samples: Iterable[Sample], command: str, left_out: Mapping[Path, VideoError] | None = None
+) -> None:
+    """Write a manifest with ``command`` in its first line, and what was left out in those behind it."""
     text = io.StringIO(newline="")
     text.write(f"# {command}\n")
+    for video, error in (left_out or {}).items():
+        text.write(f"# left out: {printable(os.path.relpath(video, path.parent))}: {error.kind}: {error}\n")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     for sample in samples:
-        writer.writerow([os.path.relpath(sample.path, path.parent), sample.label, sample.group, sample.split])
+        measured = (sample.frames, sample.fps, sample.duration_s, sample.codec)
+        writer.writerow(
+            [os.path.relpath(sample.path, path.parent), sample.label, sample.split, sample.group, *measured]
+        )
     with atomic_write(path) as stream:
         stream.write(os.fsencode(text.getvalue()))
 
@@ -135,13 +182,29 @@ def read_manifest(path: Path) -> Manifest:
         raise UsageError(
             f"{path}: cannot be read ({error.strerror}); make it with python -m training prepare"
         ) from None
-    rows = csv.DictReader(line for line in lines if not line.startswith("#"))
+    rows = csv.DictReader(dropwhile(lambda line: line.startswith("#"), lines))
     if tuple(rows.fieldnames or ()) != COLUMNS:
-        raise UsageError(f"{path}: columns {rows.fieldnames}; expected {', '.join(COLUMNS)}")
+        raise UsageError(
+            f"{path}: columns {rows.fieldnames}; expected {', '.join(COLUMNS)}: make it with python -m training prepare"
+        )
     folder = path.absolute().parent
-    samples = tuple(
-        Sample(Path(os.path.normpath(folder / row["path"])), row["label"], row["group"], row["split"]) for row in rows
-    )
+    try:
+        samples = tuple(_sample(folder, row) for row in rows)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{path}: a row is damaged ({error}); make it again with python -m training prepare") from None
     if not samples:
         raise UsageError(f"{path}: no samples")
     return Manifest(samples)
+
+
+def _sample(folder: Path, row: dict[str, str]) -> Sample:
+    return Sample(
+        Path(os.path.normpath(folder / row["path"])),
+        row["label"],
+        row["group"],
+        row["split"],
+        int(row["frames"]),
+        float(row["fps"]),
+        float(row["duration_s"]),
+        row["codec"],
+    )
