@@ -81,6 +81,29 @@ def prepare(
 
 
 @app.command()
+def show(
+    manifest: Annotated[Path, typer.Argument(help="What prepare wrote.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for the pictures; the manifest's by default.")
+    ] = None,
+) -> None:
+    """Draw a data set: samples.png, frames of each class; numbers.png, counts by class and split, lengths, sizes."""
+    try:
+        from training.show import numbers, samples_sheet
+    except ModuleNotFoundError as error:
+        raise console.missing(error, "train", "pictures") from None
+    from training.datasets import read_manifest
+
+    data, folder = read_manifest(manifest), out or manifest.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    with _counted("classes") as step:
+        shown = samples_sheet(data, folder / "samples.png", step)
+    numbers(data, folder / "numbers.png")
+    more = "" if shown == len(data.classes) else f" ({len(data.classes) - shown} classes more are not on the sheet)"
+    console.say(f"written to {folder / 'samples.png'} and {folder / 'numbers.png'}{more}")
+
+
+@app.command()
 def fit(
     manifest: Annotated[Path, typer.Argument(help="What prepare wrote.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")] = Path("runs/run"),

@@ -30,7 +30,7 @@ def curves(rows: Sequence[dict[str, float]], path: Path) -> None:
         axes.set(xlabel="epoch", title=metric)
         axes.grid(alpha=0.3)
         axes.legend()
-    _save(figure, path)
+    save(figure, path)
 
 
 def confusion(evaluation: Evaluation, path: Path) -> None:
@@ -49,7 +49,7 @@ def confusion(evaluation: Evaluation, path: Path) -> None:
         for row, column in zip(*np.nonzero(matrix), strict=True):
             ink = "white" if shares[row, column] > 0.6 else INK
             axes.text(column, row, str(matrix[row, column]), ha="center", va="center", color=ink)
-    _save(figure, path)
+    save(figure, path)
 
 
 def reliability(evaluation: Evaluation, path: Path) -> None:
@@ -73,7 +73,7 @@ def reliability(evaluation: Evaluation, path: Path) -> None:
     axes[0, 0].set(ylabel="share that is right")
     axes[1, 0].set(ylabel="videos")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _reliability(upper: Axes, lower: Axes, facts: Reliability) -> None:
@@ -106,7 +106,7 @@ def contact_sheet(predictions: Sequence[Prediction], path: Path) -> None:
         _strip(axes, prediction)
     for axes in figure.axes:
         axes.set_axis_off()
-    _save(figure, path)
+    save(figure, path)
 
 
 def _choice(predictions: Sequence[Prediction]) -> list[Prediction]:
@@ -133,6 +133,7 @@ def _strip(axes: Axes, prediction: Prediction) -> None:
     axes.set_title(told, loc="left", fontsize=10, pad=2, color=RIGHT if right else WRONG)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG."""
     with atomic_write(path) as stream:
         figure.savefig(stream, format="png", dpi=110)

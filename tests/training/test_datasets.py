@@ -67,7 +67,7 @@ class TestManifest:
         monkeypatch.chdir("/")
         assert list(read_manifest(path).samples) == found
         assert path.read_text().startswith(
-            "# python -m training prepare x\npath,label,split,group,frames,fps,duration_s,codec\n"
+            "# python -m training prepare x\npath,label,split,group,frames,fps,duration_s,codec,width,height\n"
         )
 
     def test_odd_names_survive(self, tmp_path: Path) -> None:
@@ -82,8 +82,11 @@ class TestManifest:
         ("text", "message"),
         [
             ("a,b\n1,2\n", "expected path, label, split, group, frames"),
-            ("path,label,split,group,frames,fps,duration_s,codec\n", "no samples"),
-            ("path,label,split,group,frames,fps,duration_s,codec\na,b\n", "a row is damaged .*make it again"),
+            ("path,label,split,group,frames,fps,duration_s,codec,width,height\n", "no samples"),
+            (
+                "path,label,split,group,frames,fps,duration_s,codec,width,height\na,b\n",
+                "a row is damaged .*make it again",
+            ),
         ],
     )
     def test_another_file_is_refused(self, tmp_path: Path, text: str, message: str) -> None:

@@ -1,8 +1,8 @@
 """Data sets: labelled videos and their splits, written down in one manifest.
 
 A manifest is a CSV file: path (relative to the manifest), label, split, group, and what the packets of the video say:
-frames, fps, duration_s, codec. Its first line is a comment with the command that made it; a comment for each video that
-was left out follows.
+frames, fps, duration_s, codec, width, height. Its first line is a comment with the command that made it; a comment for
+each video that was left out follows.
 """
 
 import csv
@@ -27,14 +27,15 @@ from harec_deploy.label.workers import default_workers
 
 SPLITS = ("train", "val", "test")
 UCF_GROUP = r"_g(\d+)_c\d+"  # v_Biking_g01_c02.avi: group 1 was filmed in one place with the same people
-COLUMNS = ("path", "label", "split", "group", "frames", "fps", "duration_s", "codec")
+COLUMNS = ("path", "label", "split", "group", "frames", "fps", "duration_s", "codec", "width", "height")
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
     """One labelled video: absolute path, class name, the group whose clips must stay together ("" if unknown).
 
-    frames, fps, duration_s, codec: of its packets; 0 and "" where nobody looked, fps 0 where there is no clock.
+    frames, fps, duration_s, codec, width, height: of its packets; 0 and "" where nobody looked; fps is 0 where there is
+        no clock. Width and height are pixels as shown.
     """
 
     path: Path
@@ -45,6 +46,8 @@ class Sample:
     fps: float = 0.0
     duration_s: float = 0.0
     codec: str = ""
+    width: int = 0
+    height: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +128,8 @@ def _look(decoder: Decoder, whole: bool, sample: Sample) -> Sample | VideoError:
         fps=round(info.fps or 0.0, 3),
         duration_s=round(info.duration_s, 3),
         codec=info.codec,
+        width=info.width,
+        height=info.height,
     )
 
 
@@ -162,7 +167,7 @@ def write_manifest(
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     for sample in samples:
-        measured = (sample.frames, sample.fps, sample.duration_s, sample.codec)
+        measured = (sample.frames, sample.fps, sample.duration_s, sample.codec, sample.width, sample.height)
         writer.writerow(
             [os.path.relpath(sample.path, path.parent), sample.label, sample.split, sample.group, *measured]
         )
@@ -207,4 +212,6 @@ def _sample(folder: Path, row: dict[str, str]) -> Sample:
         float(row["fps"]),
         float(row["duration_s"]),
         row["codec"],
+        int(row["width"]),
+        int(row["height"]),
     )
