@@ -13,8 +13,8 @@ from harec_deploy.cli import console
 from harec_deploy.errors import UsageError
 
 if TYPE_CHECKING:
-    from training.evaluate import Evaluation
     from training.fit import Report
+    from training.metrics import Evaluation
 
 app = typer.Typer(
     name="python -m training",
@@ -171,19 +171,26 @@ def evaluate(
     journal: Annotated[
         Path | None, typer.Option(help="Take the labels from what harec-deploy label wrote instead.")
     ] = None,
+    runner: Annotated[
+        str, typer.Option(help="Measure an exported variant: auto, openvino, onnx; the PyTorch weights by default.")
+    ] = "",
+    precision: Annotated[str, typer.Option(help="What the variant computes in.")] = "auto",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for tables and pictures.")] = None,
 ) -> None:
-    """Measure accuracy and calibration: tables as CSV and JSON, confusion matrix, reliability and more as PNG."""
+    """Measure accuracy and calibration: a page, tables as CSV and JSON, confusion matrix and more as PNG."""
     try:
-        from training.evaluate import run_folders, scored, summed_up
+        from training.evaluate import run_folders, scored
+        from training.metrics import summed_up
     except ModuleNotFoundError as error:
         raise console.missing(error, "train", "training") from None
-    if journal is not None and len(runs) != 1:
-        raise UsageError("--journal goes with one run")
+    if journal is not None and (len(runs) != 1 or runner):
+        raise UsageError("--journal goes with one run, and takes the place of --runner")
     every = []
     for run in run_folders(runs):
         with _counted(f"labelling {run}") as step:
-            evaluation = scored(run, split, views=test_views, journal=journal, progress=step)
+            evaluation = scored(
+                run, split, views=test_views, journal=journal, runner=runner, precision=precision, progress=step
+            )
         folder = out if out and len(runs) == 1 else run / "evaluation"
         _write_evaluation(evaluation, run, folder)
         console.say(f"{run}: {evaluation.correct} of {len(evaluation.predictions)} right; written to {folder}")
@@ -196,6 +203,7 @@ def _write_evaluation(evaluation: "Evaluation", run: Path, folder: Path) -> None
     from training import plots
     from training.evaluate import write
     from training.module import read_metrics
+    from training.page import write_page
 
     write(evaluation, folder)
     plots.confusion(evaluation, folder / "confusion.png")
@@ -203,13 +211,14 @@ def _write_evaluation(evaluation: "Evaluation", run: Path, folder: Path) -> None
     plots.contact_sheet(evaluation.predictions, folder / "contact_sheet.png")
     if history := read_metrics(run / "metrics.csv"):
         plots.curves(history, folder / "curves.png")
+    write_page(evaluation, f"{run}: {evaluation.correct} of {len(evaluation.predictions)} right", folder)
 
 
 def _print_evaluation(evaluation: "Evaluation") -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from training.evaluate import wilson
+    from training.metrics import wilson
 
     table = Table("class", "precision", "recall", "F1", "videos")
     for score in evaluation.by_class():
@@ -221,6 +230,16 @@ def _print_evaluation(evaluation: "Evaluation") -> None:
     console.out.print(
         f"accuracy {evaluation.accuracy:.1%} ({evaluation.correct} of {count}, 95 % between {low:.1%} and {high:.1%})"
     )
+    low, high = evaluation.interval()
+    groups, top_5 = len(evaluation.by_group()), evaluation.top_5
+    told = "" if top_5 is None else f"; {top_5:.1%} in the best five"
+    macro, weighted = evaluation.macro(), evaluation.weighted()
+    console.out.print(
+        f"drawing {f'{groups} groups' if groups > 1 else 'videos'} anew: between {low:.1%} and {high:.1%}{told}; "
+        f"F1 {macro.f1:.3f} over classes, {weighted.f1:.3f} over videos"
+    )
+    for pair in evaluation.most_confused(3):
+        console.out.print(escape(f"{pair.truth} taken for {pair.label}: {pair.count} ({pair.share:.0%})"))
     after, before = evaluation.reliability(), evaluation.reliability(calibrated=False)
     if after:
         told = f" (at temperature 1: {before.ece:.1%})" if before else ""

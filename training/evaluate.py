@@ -7,7 +7,6 @@ model.
 import csv
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -15,92 +14,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from harec_deploy.bundle import load
+from harec_deploy.bundle import Bundle, load
 from harec_deploy.decode import choose
 from harec_deploy.errors import UsageError
 from harec_deploy.files import atomic_write
 from harec_deploy.label.journal import read_header, read_rows
 from harec_deploy.models import from_bundle
+from harec_deploy.recognizer import load as load_recognizer
 from harec_deploy.recognizer import softmax
 from harec_deploy.sampling import whole
-from training.calibration import Reliability, reliability
 from training.datasets import Sample, read_manifest
+from training.metrics import EXAMPLES, FAILED, TOP, Evaluation, Prediction, summed_up, wilson
 
-FAILED = "(failed)"  # the label of a video that has none
 # Views of a clip, in the order that --test-views takes them: shift in time as a share of a part, mirrored.
 VIEWS = tuple((shift, mirror) for shift in (0.0, -1 / 3, 1 / 3) for mirror in (False, True))
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """What a video is and what it was taken for.
-
-    uncalibrated: label and score at temperature 1, None where they are not known. The label may be another one where
-    probabilities of several views were averaged.
-    """
-
-    path: Path
-    truth: str
-    label: str
-    score: float
-    uncalibrated: tuple[str, float] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ClassScore:
-    """Precision, recall and F1 of one class, each 0 where it is undefined; count: its videos."""
-
-    name: str
-    precision: float
-    recall: float
-    f1: float
-    count: int
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """Predictions summed up. confusion: int64 (C, C), rows are the truth, columns the label."""
-
-    classes: list[str]
-    predictions: list[Prediction]
-    confusion: NDArray[np.int64]
-
-    @property
-    def correct(self) -> int:
-        """Videos whose label is the truth."""
-        return int(np.trace(self.confusion))
-
-    @property
-    def accuracy(self) -> float:
-        """Share of videos whose label is the truth."""
-        return self.correct / len(self.predictions)
-
-    def reliability(self, *, calibrated: bool = True) -> Reliability | None:
-        """Return how often labels are right by their score, or by that at temperature 1.
-
-        Videos that failed have no score and do not count. None where no score is known.
-        """
-        answers = [
-            (p.truth, (p.label, p.score) if calibrated else p.uncalibrated)
-            for p in self.predictions
-            if p.label != FAILED
-        ]
-        known = [(answer[1], answer[0] == truth) for truth, answer in answers if answer is not None]
-        return reliability(*zip(*known, strict=True)) if known else None
-
-    def by_class(self) -> list[ClassScore]:
-        """Return the scores of every class."""
-        scores = []
-        for index, name in enumerate(self.classes):
-            hits, count, taken = (
-                float(self.confusion[index, index]),
-                int(self.confusion[index].sum()),
-                int(self.confusion[:, index].sum()),
-            )
-            precision, recall = hits / taken if taken else 0.0, hits / count if count else 0.0
-            f1 = 2 * precision * recall / (precision + recall) if hits else 0.0
-            scores.append(ClassScore(name, precision, recall, f1, count))
-        return scores
 
 
 def run_folders(named: Sequence[Path]) -> list[Path]:
@@ -120,9 +47,16 @@ def run_folders(named: Sequence[Path]) -> list[Path]:
 
 
 def scored(
-    run: Path, split: str, *, views: int, journal: Path | None, progress: Callable[[int, int], None]
+    run: Path,
+    split: str,
+    *,
+    views: int = 1,
+    journal: Path | None = None,
+    runner: str = "",
+    precision: str = "auto",
+    progress: Callable[[int, int], None],
 ) -> Evaluation:
-    """Evaluate a run on a split of its manifest, or on the labels of a journal.
+    """Evaluate a run's weights, or an exported variant, on a split of its manifest; or the labels of a journal.
 
     Raises:
         UsageError: no such split, or a journal of other videos.
@@ -130,39 +64,45 @@ def scored(
     bundle = run / "bundle"
     samples = read_manifest(run / "manifest.csv").only(split).samples
     if journal is None:
-        predictions = predict(bundle, samples, views=views, progress=progress)
+        predictions = predict(bundle, samples, views=views, runner=runner, precision=precision, progress=progress)
     else:
         predictions = from_journal(journal, samples)
     return summed_up(load(bundle).spec.classes, predictions)
 
 
-def summed_up(classes: Sequence[str], predictions: Sequence[Prediction]) -> Evaluation:
-    """Count predictions into an Evaluation.
-
-    Raises:
-        UsageError: there are none.
-    """
-    if not predictions:
-        raise UsageError("nothing to evaluate: no videos in this split")
-    names = sorted({*classes, *(p.truth for p in predictions), *(p.label for p in predictions)})
-    confusion = np.zeros((len(names), len(names)), dtype=np.int64)
-    for p in predictions:
-        confusion[names.index(p.truth), names.index(p.label)] += 1
-    return Evaluation(names, list(predictions), confusion)
+Probabilities = tuple[NDArray[np.float32], NDArray[np.float32] | None]  # of a clip, calibrated and at temperature 1
 
 
-def wilson(correct: int, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Return the 95 % confidence interval of a share (Wilson 1927), which holds for few samples and near 0 and 1."""
-    share, spread = correct / count, z * z / count
-    centre = (share + spread / 2) / (1 + spread)
-    half = z / (1 + spread) * (share * (1 - share) / count + spread / (4 * count)) ** 0.5
-    return max(centre - half, 0.0), min(centre + half, 1.0)
+def torch_model(bundle: Bundle) -> Callable[[NDArray[np.uint8]], Probabilities]:
+    """Return what classifies one clip with a bundle's PyTorch weights: uint8 (T, H, W, 3) -> two float32 (C,)."""
+    model, temperature = from_bundle(bundle), bundle.spec.temperature
+
+    def classify(clip: NDArray[np.uint8]) -> Probabilities:
+        with torch.inference_mode():
+            logits = model(torch.from_numpy(clip[None])).numpy()[0]
+        return softmax(logits / temperature), softmax(logits)
+
+    return classify
+
+
+def exported_model(bundle: Bundle, runner: str, precision: str) -> Callable[[NDArray[np.uint8]], Probabilities]:
+    """Return what classifies one clip with an exported variant; probabilities at temperature 1 are not known."""
+    recognizer = load_recognizer(bundle.folder, runner=runner, precision=precision)
+    return lambda clip: (recognizer.predict(clip[None])[0], None)
 
 
 def predict(
-    bundle: Path, samples: Sequence[Sample], *, views: int = 1, progress: Callable[[int, int], None]
+    bundle: Path,
+    samples: Sequence[Sample],
+    *,
+    views: int = 1,
+    runner: str = "",
+    precision: str = "auto",
+    progress: Callable[[int, int], None],
 ) -> list[Prediction]:
-    """Label samples with a bundle's PyTorch weights, averaging probabilities over ``views`` views of each clip.
+    """Label samples, averaging probabilities over ``views`` views of each clip.
+
+    runner: what executes an exported variant, "auto" or a runner's name; "" for the PyTorch weights.
 
     Raises:
         UsageError: more views than there are; mirrored views of a model that was trained without.
@@ -171,33 +111,36 @@ def predict(
     if not 1 <= views <= len(VIEWS):
         raise UsageError(f"--test-views {views}: allowed are 1 to {len(VIEWS)}")
     checked = load(bundle)
-    spec, model, decoder = checked.spec, from_bundle(checked), choose()
+    spec, decoder = checked.spec, choose()
+    classify = exported_model(checked, runner, precision) if runner else torch_model(checked)
     # A mirrored clip shows another class to a model that was told to keep left and right apart.
     usable = [view for view in VIEWS if spec.training.get("flip", True) or not view[1]][:views]
     done = []
     for sample in samples:
-        logits: list[NDArray[np.float32]] = []
+        answers = []
         for shift, mirror in usable:
             frames = decoder.frames(
                 sample.path,
                 lambda info, shift=shift: spec.sampling.timestamps_s(whole(info.duration_s)[0], shift),  # type: ignore[misc]
                 spec.size,
             ).pixels
-            clip = torch.from_numpy(frames[:, :, ::-1].copy() if mirror else frames)
-            with torch.inference_mode():
-                logits.append(model(clip[None]).numpy()[0])
-        label, score = _best(np.stack(logits) / spec.temperature, spec.classes)
-        raw = _best(np.stack(logits), spec.classes)
-        done.append(Prediction(sample.path, sample.label, label, score, uncalibrated=raw))
+            answers.append(classify(frames[:, :, ::-1].copy() if mirror else frames))
+        done.append(_prediction(sample, answers, spec.classes))
         progress(len(done), len(samples))
     return done
 
 
-def _best(logits: NDArray[np.float32], classes: Sequence[str]) -> tuple[str, float]:
-    """Return the class with the highest mean probability over views, and that probability: logits (views, C)."""
-    probabilities = softmax(logits).mean(0)
-    best = int(probabilities.argmax())
-    return classes[best], float(probabilities[best])
+def _prediction(sample: Sample, answers: Sequence[Probabilities], classes: Sequence[str]) -> Prediction:
+    """Return what the mean over views says."""
+    calibrated = np.mean([answer for answer, _ in answers], axis=0)
+    raw = [answer for _, answer in answers if answer is not None]
+    top = tuple(classes[place] for place in np.argsort(-calibrated, kind="stable")[:TOP])
+    uncalibrated = None
+    if raw:
+        mean = np.mean(raw, axis=0)
+        uncalibrated = classes[int(mean.argmax())], float(mean.max())
+    score = float(calibrated.max())
+    return Prediction(sample.path, sample.label, top[0], score, uncalibrated, top, sample.group)
 
 
 def from_journal(journal: Path, samples: Sequence[Sample]) -> list[Prediction]:
@@ -211,17 +154,20 @@ def from_journal(journal: Path, samples: Sequence[Sample]) -> list[Prediction]:
     if read_header(journal) is None:
         raise UsageError(f"{journal}: no such journal; make it with harec-deploy label")
     rows = read_rows(journal)
-    truths = {sample.path.resolve(): sample.label for sample in samples}
+    known = {sample.path.resolve(): sample for sample in samples}
     predictions = []
     for (name, _, _), row in rows.items():
         path = Path(name).resolve()
-        truth = truths.get(path, path.parent.name)
-        predictions.append(Prediction(path, truth, row.label or FAILED, row.score or 0.0))
+        sample = known.get(path, Sample(path, path.parent.name))
+        top = tuple(name for name, _ in row.top[:TOP])
+        predictions.append(
+            Prediction(path, sample.label, row.label or FAILED, row.score or 0.0, top=top, group=sample.group)
+        )
     return predictions
 
 
 def write(evaluation: Evaluation, folder: Path) -> None:
-    """Write metrics.json, per_class.csv and predictions.csv."""
+    """Write metrics.json, per_class.csv, per_group.csv, confused.csv and predictions.csv."""
     folder.mkdir(parents=True, exist_ok=True)
     low, high = wilson(evaluation.correct, len(evaluation.predictions))
     after, before = evaluation.reliability(), evaluation.reliability(calibrated=False)
@@ -230,6 +176,11 @@ def write(evaluation: Evaluation, folder: Path) -> None:
         "correct": evaluation.correct,
         "accuracy": evaluation.accuracy,
         "accuracy_95": [low, high],
+        "accuracy_95_by_group": evaluation.interval(),
+        "groups": len(evaluation.by_group()),
+        "top_5": evaluation.top_5,
+        "macro": evaluation.macro(),
+        "weighted": evaluation.weighted(),
         "ece": after.ece if after else None,
         "ece_uncalibrated": before.ece if before else None,
         "classes": evaluation.by_class(),
@@ -238,6 +189,14 @@ def write(evaluation: Evaluation, folder: Path) -> None:
         stream.write(msgspec.json.format(msgspec.json.encode(facts), indent=2))
     per_class = [[s.name, s.precision, s.recall, s.f1, s.count] for s in evaluation.by_class()]
     _write_csv(folder / "per_class.csv", ["class", "precision", "recall", "f1", "videos"], per_class)
+    per_group = [[g.name, g.correct / g.count, g.correct, g.count] for g in evaluation.by_group()]
+    _write_csv(folder / "per_group.csv", ["group", "accuracy", "correct", "videos"], per_group)
+    confused = [
+        [c.truth, c.label, c.count, c.share, *map(str, c.examples), *[""] * (EXAMPLES - len(c.examples))]
+        for c in evaluation.most_confused()
+    ]
+    examples = [f"example_{place}" for place in range(1, EXAMPLES + 1)]
+    _write_csv(folder / "confused.csv", ["truth", "label", "videos", "share", *examples], confused)
     predictions = [[str(p.path), p.truth, p.label, round(p.score, 6)] for p in evaluation.predictions]
     _write_csv(folder / "predictions.csv", ["path", "truth", "label", "score"], predictions)
 

@@ -11,9 +11,10 @@ from harec_deploy.decode import Size, choose
 from harec_deploy.errors import VideoError
 from harec_deploy.files import atomic_write
 from training.calibration import BINS, Reliability
-from training.evaluate import Evaluation, Prediction
+from training.metrics import Evaluation, Prediction
 
 RIGHT, WRONG, INK = "#1b7f4d", "#c0392b", "#222222"
+WRITTEN = 30  # classes whose counts are written into the confusion matrix
 SHEET_VIDEOS = 16
 SHEET_FRAMES = 6
 THUMBNAIL = Size(width=128, height=96)
@@ -34,18 +35,22 @@ def curves(rows: Sequence[dict[str, float]], path: Path) -> None:
 
 
 def confusion(evaluation: Evaluation, path: Path) -> None:
-    """Draw the confusion matrix: rows are the truth, shares are of the row, numbers are videos."""
-    matrix, names = evaluation.confusion, evaluation.classes
+    """Draw the confusion matrix: rows are the truth, the best recognised first; shares are of the row."""
+    recalls = np.array([-score.recall for score in evaluation.by_class()])
+    order = np.argsort(recalls, kind="stable")
+    matrix, names = evaluation.confusion[np.ix_(order, order)], [evaluation.classes[place] for place in order]
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    side = 2.2 + 0.5 * len(names)
+    cell, size = (0.5, 10) if len(names) <= WRITTEN else (0.16, 7)
+    side = 2.2 + cell * len(names)
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
     axes.imshow(shares, cmap="Greens", vmin=0, vmax=1)
-    axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
-    axes.set_yticks(range(len(names)), names)
+    turned = {"rotation": 45, "ha": "right"} if len(names) <= WRITTEN else {"rotation": 90}
+    axes.set_xticks(range(len(names)), names, fontsize=size, **turned)
+    axes.set_yticks(range(len(names)), names, fontsize=size)
     axes.set(xlabel="label", ylabel="truth")
     axes.set_title(f"{evaluation.correct} of {len(evaluation.predictions)} right ({evaluation.accuracy:.1%})")
-    if len(names) <= 30:
+    if len(names) <= WRITTEN:
         for row, column in zip(*np.nonzero(matrix), strict=True):
             ink = "white" if shares[row, column] > 0.6 else INK
             axes.text(column, row, str(matrix[row, column]), ha="center", va="center", color=ink)

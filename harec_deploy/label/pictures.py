@@ -84,7 +84,7 @@ def _take(root: Path, row: Row, places: Sequence[float]) -> Shots:
         frames = choose().frames(path, lambda info: [info.duration_s * place for place in places], _fit(row))
     except VideoError as error:
         return Shots([], "not found" if error.kind == "vanished" else str(error))
-    return Shots([_jpeg(pixels) for pixels in frames.pixels])
+    return Shots([jpeg(pixels) for pixels in frames.pixels])
 
 
 def _fit(row: Row) -> Size:
@@ -94,7 +94,7 @@ def _fit(row: Row) -> Size:
     return Size(width=max(2 * round(width * scale / 2), 8), height=max(2 * round(height * scale / 2), 8))
 
 
-def _jpeg(pixels: NDArray[np.uint8]) -> str:
+def jpeg(pixels: NDArray[np.uint8]) -> str:
     """Return a uint8 RGB (H, W, 3) picture as the data: URI of a JPEG file."""
     from fractions import Fraction
 

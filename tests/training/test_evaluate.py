@@ -12,7 +12,9 @@ from harec_deploy.label.run import Options, label
 from tests.media import make_video
 from training import plots
 from training.datasets import Sample, scan_folders
-from training.evaluate import Evaluation, Prediction, from_journal, predict, run_folders, summed_up, wilson, write
+from training.evaluate import from_journal, predict, run_folders, write
+from training.metrics import Evaluation, Prediction, mcnemar, summed_up, wilson
+from training.page import write_page
 
 
 def predictions(pairs: list[tuple[str, str]]) -> list[Prediction]:
@@ -41,6 +43,55 @@ def test_a_class_never_seen_and_a_failed_video_count(known: Evaluation) -> None:
     assert (scores["b"].recall, scores["c"].f1, scores["c"].count) == (0, 0, 0)
 
 
+def test_averages_weigh_classes_or_videos(known: Evaluation) -> None:
+    macro, weighted = known.macro(), known.weighted()
+    assert macro.f1 == pytest.approx((0.5 + 2 / 3 + 2 / 3) / 3)
+    assert weighted.f1 == pytest.approx((2 * 0.5 + 2 / 3 + 2 * 2 / 3) / 5)
+    assert weighted.recall == pytest.approx(known.accuracy)
+    assert (
+        summed_up(["a", "b", "c"], predictions([("a", "a")])).macro().f1 == 1.0
+    )  # classes without videos are left out
+
+
+def test_most_confused_pairs_come_first() -> None:
+    pairs = [("a", "b")] * 5 + [("b", "a")] + [("c", "a")] * 2 + [("a", "a")] * 5
+    first, second, third = summed_up(["a", "b", "c"], predictions(pairs)).most_confused()
+    assert (first.truth, first.label, first.count, first.share, len(first.examples)) == ("a", "b", 5, 0.5, 3)
+    assert [(pair.truth, pair.count, pair.share) for pair in (second, third)] == [("c", 2, 1.0), ("b", 1, 1.0)]
+
+
+def test_top_5_needs_five_names() -> None:
+    names = list("abcdefg")
+    top = [("b", tuple("bacde")), ("b", tuple("bcdef")), ("a", tuple("abcde")), ("(failed)", ())]
+    some = [Prediction(Path(), "a", label, 0.5, top=best) for label, best in top]
+    assert summed_up(names, some).top_5 == 0.5
+    some[0] = Prediction(Path(), "a", "a", 0.5, top=("a", "b"))
+    assert summed_up(names, some).top_5 is None
+
+
+def test_the_interval_draws_groups() -> None:
+    """Ten groups that are all right or all wrong say as much as ten videos, however many clips they have."""
+    clips = [(group, clip) for group in range(10) for clip in range(30)]
+    some = [Prediction(Path(), "a", "a" if g < 7 else "b", 0.5, group=str(g)) for g, _ in clips]
+    grouped = summed_up(["a", "b"], some)
+    alone = summed_up(["a", "b"], [Prediction(Path(), p.truth, p.label, 0.5) for p in some])
+    assert next((g.name, g.correct, g.count) for g in grouped.by_group()) == ("7", 0, 30)
+    low, high = grouped.interval()
+    assert low == pytest.approx(0.4, abs=0.051)
+    assert high == pytest.approx(1.0, abs=0.051)
+    low, high = alone.interval()
+    assert high - low == pytest.approx(2 * 1.96 * (0.7 * 0.3 / 300) ** 0.5, rel=0.1)
+    assert grouped.interval() == grouped.interval()
+
+
+def test_mcnemars_exact_test() -> None:
+    """Ten discordant videos, one of them for the first model: 2 * (1 + 10) / 2**10."""
+    first = [True] * 5 + [True] + [False] * 9
+    second = [True] * 5 + [False] + [True] * 9
+    assert mcnemar(first, second) == (1, 9, pytest.approx(22 / 1024))
+    assert mcnemar(first, first) == (0, 0, 1.0)
+
+
 def test_wilson_interval_of_known_shares() -> None:
     # Values of the formula's textbook examples, to four places.
     assert wilson(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
@@ -54,6 +105,12 @@ def test_tables_are_written(known: Evaluation, tmp_path: Path) -> None:
     assert (facts["videos"], facts["correct"], facts["accuracy"]) == (5, 3, 0.6)
     with (tmp_path / "out/per_class.csv").open() as stream:
         assert [row["class"] for row in csv.DictReader(stream)] == ["a", "b", "c"]
+    assert facts["macro"]["f1"] == pytest.approx(0.611, abs=1e-3)
+    with (tmp_path / "out/confused.csv").open() as stream:
+        assert [(row["truth"], row["label"], row["example_3"]) for row in csv.DictReader(stream)] == [
+            ("a", "b", ""),
+            ("c", "a", ""),
+        ]
     with (tmp_path / "out/predictions.csv").open() as stream:
         assert [(row["truth"], row["label"]) for row in csv.DictReader(stream)][1] == ("a", "b")
 
@@ -72,6 +129,15 @@ def test_the_exported_models_journal_gives_pytorchs_labels(exported: Path, video
     assert {p.path: p.truth for p in journal} == {p.path: p.truth for p in reference}
     scores = {p.path: p.score for p in reference}
     assert all(p.score == pytest.approx(scores[p.path], abs=1e-4) for p in journal)
+
+
+def test_an_exported_variant_gives_pytorchs_labels(exported: Path, videos: Path) -> None:
+    samples = scan_folders(videos)
+    reference, got = (predict(exported, samples, runner=r, precision="fp32", progress=print) for r in ("", "onnx"))
+    assert [p.top for p in got] == [p.top for p in reference]
+    assert [p.score for p in got] == pytest.approx([p.score for p in reference], abs=1e-4)
+    assert all(p.uncalibrated is None for p in got)
+    assert all(p.uncalibrated for p in reference)
 
 
 def test_views_average_shifted_and_mirrored_clips(exported: Path, videos: Path) -> None:
@@ -104,6 +170,22 @@ class TestPictures:
         shown.append(Prediction(tmp_path / "gone.mp4", "jump", "jump", 0.4))
         plots.contact_sheet(shown, tmp_path / "sheet.png")
         assert all(min(self.size(path)) > 200 for path in tmp_path.glob("*.png"))
+        many = [f"class {place:03d}" for place in range(101)]
+        plots.confusion(summed_up(many, predictions(list(zip(many, many, strict=True)))), tmp_path / "many.png")
+        assert 1500 < min(self.size(tmp_path / "many.png")) < 3000
+
+    def test_the_page_holds_them(self, known: Evaluation, videos: Path, tmp_path: Path) -> None:
+        plots.confusion(known, tmp_path / "confusion.png")
+        shown = [Prediction(s.path, s.label, "<b>jump", 0.4, group=s.group) for s in scan_folders(videos)]
+        shown.append(Prediction(tmp_path / "gone.mp4", "swim", "climb", 0.4))
+        write_page(summed_up(["climb", "<b>jump", "swim"], shown), "a & b", tmp_path)
+        page = (tmp_path / "evaluation.html").read_text()
+        assert "<title>a &amp; b</title>" in page
+        assert "climb taken for &lt;b&gt;jump: 2, 100% of the class" in page
+        assert "<b>jump" not in page
+        assert page.count("data:image/jpeg") == 6
+        assert page.count("data:image/png") == 1
+        assert "<figure>vanished" in page or "<figure>unreadable" in page
 
     def test_a_sheet_shows_mistakes_first_and_is_spread_over_the_rest(self, tmp_path: Path) -> None:
         made = make_video(tmp_path / "v.mp4", frames=5)
