@@ -37,7 +37,7 @@ from harec_deploy.sampling import ClipSampling
 from training.calibration import Calibration, calibrate
 from training.datasets import Manifest, Sample, read_manifest, write_manifest
 from training.features import DecodedFrames, Grid, Source, stored_features, stored_frames
-from training.module import Clips, MetricsLog, Module, Optimisation
+from training.module import Clips, MetricsLog, Module, Optimisation, class_weights
 from training.splits import folds as make_folds
 
 T = TypeVar("T")
@@ -195,7 +195,13 @@ def _train(
 
     train = loader("train", augment=True)
     val = loader("val", augment=False) if manifest.only("val").samples else None
-    module = Module(net, how, steps=len(train) * how.epochs)
+    if how.schedule == "plateau" and not val:
+        raise UsageError("--schedule plateau watches the val loss, and the manifest has no val split: take another")
+    weights = None
+    if how.class_weights:
+        trained = [place for place, sample in zip(labels, manifest.samples, strict=True) if sample.split == "train"]
+        weights = class_weights(trained, len(manifest.classes))
+    module = Module(net, how, steps=len(train) * how.epochs, class_weights=weights)
     log = MetricsLog(run / "metrics.csv", lambda epoch, facts: report.epoch(epoch, how.epochs, facts))
     keep_best = ModelCheckpoint(
         run / "checkpoints", monitor="val_loss" if val else None, save_last=True, enable_version_counter=False
@@ -208,13 +214,13 @@ def _train(
         callbacks=callbacks,
         default_root_dir=run,
         deterministic=True,
-        precision="16-mixed" if torch.cuda.is_available() else "32-true",
+        precision=how.trainer_precision,
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         log_every_n_steps=1,
         num_sanity_val_steps=0,
-        gradient_clip_val=1.0,  # an LSTM at a high rate now and then takes a step that it never recovers from
+        gradient_clip_val=how.clip_gradient or None,
     )
     last = run / "checkpoints" / "last.ckpt"
     if last.exists():

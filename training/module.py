@@ -1,6 +1,7 @@
 """The Lightning side of training: what a step is, how the learning rate moves, what is written down."""
 
 import csv
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,27 +14,66 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from harec_deploy.errors import HarecError
 from training.features import PER_PART, Grid, Source
 
 METRICS = ("epoch", "learning_rate", "train_loss", "train_accuracy", "val_loss", "val_accuracy")
-Schedule = Literal["onecycle", "cosine", "none"]
+Schedule = Literal["onecycle", "cosine", "step", "plateau", "none"]
+WARMUP_START = 0.01  # of the highest learning rate
 
 
 @dataclass(frozen=True, slots=True)
 class Optimisation:
     """How weights are fitted.
 
-    encoder_rate: the encoder's learning rate as a share of the head's, where both are trained.
+    learning_rate: of the head, at its highest. encoder_rate: the encoder's, as a share of it, where both are trained.
+    class_weights: classes with few videos count as much as others in the loss.
+    warmup_epochs: in which the rate rises to its highest; onecycle has a rise of its own.
+    step_epochs: after so many, or so many without a better val loss for "plateau", the rate is multiplied by
+        step_factor.
+    clip_gradient: longest gradient that is not shortened; 0 for none.
+    patience: stop after so many epochs without a better val loss; 0 for never.
+    amp: what CUDA computes in beside fp32: "auto" is fp16; on a CPU only "bf16" changes anything.
     """
 
     epochs: int = 40
     batch: int = 32
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     learning_rate: float = 1e-3
     encoder_rate: float = 1.0
     weight_decay: float = 0.01
+    momentum: float = 0.9
     label_smoothing: float = 0.1
+    class_weights: bool = False
     schedule: Schedule = "onecycle"
+    warmup_epochs: int = 0
+    step_epochs: int = 10
+    step_factor: float = 0.1
+    clip_gradient: float = 1.0  # an LSTM at a high rate now and then takes a step that it never recovers from
     patience: int = 0
+    amp: Literal["auto", "none", "fp16", "bf16"] = "auto"
+
+    def __post_init__(self) -> None:
+        for name, value, low, high in (
+            ("epochs", self.epochs, 1, 100_000),
+            ("batch", self.batch, 1, 65_536),
+            ("label_smoothing", self.label_smoothing, 0, 0.99),
+            ("warmup_epochs", self.warmup_epochs, 0, self.epochs),
+            ("step_epochs", self.step_epochs, 1, 100_000),
+            ("step_factor", self.step_factor, 0, 1),
+        ):
+            if not low <= value <= high:
+                raise ValueError(f"optimisation.{name} is {value}; allowed are {low} to {high}")
+        for name, value in (("learning_rate", self.learning_rate), ("weight_decay", self.weight_decay)):
+            if not 0 <= value < math.inf:
+                raise ValueError(f"optimisation.{name} is {value}; allowed are 0 and more")
+
+    @property
+    def trainer_precision(self) -> Literal["32-true", "16-mixed", "bf16-mixed"]:
+        """The name that Lightning's Trainer has for ``amp`` on this machine."""
+        if self.amp == "bf16":
+            return "bf16-mixed"
+        return "16-mixed" if self.amp in ("auto", "fp16") and torch.cuda.is_available() else "32-true"
 
 
 class Clips(Dataset[tuple[Tensor, int]]):
@@ -64,16 +104,25 @@ class Clips(Dataset[tuple[Tensor, int]]):
 class Module(lightning.LightningModule):
     """Fits ``net``, whose input is what the source gives: a whole model for frames, a head for features."""
 
-    def __init__(self, net: nn.Module, optimisation: Optimisation, steps: int) -> None:
+    def __init__(
+        self, net: nn.Module, optimisation: Optimisation, steps: int, class_weights: Tensor | None = None
+    ) -> None:
+        """Take the number of ``steps`` of all epochs, and float32 (C,) weights for the loss."""
         super().__init__()
         self.net = net
         self.optimisation = optimisation
         self.steps = steps
-        self.loss = nn.CrossEntropyLoss(label_smoothing=optimisation.label_smoothing)
+        self.loss = nn.CrossEntropyLoss(weight=class_weights, label_smoothing=optimisation.label_smoothing)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Return the loss of one batch."""
-        return self._measured(batch, "train")
+        """Return the loss of one batch. Raises HarecError where it is not finite: nothing good comes after that."""
+        loss = self._measured(batch, "train")
+        if not torch.isfinite(loss):
+            raise HarecError(
+                f"the loss is {loss.item()} in epoch {self.current_epoch + 1}: try a lower --learning-rate or --amp "
+                "none; the checkpoint of the epoch before is whole"
+            )
+        return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Log loss and accuracy of one batch."""
@@ -89,24 +138,54 @@ class Module(lightning.LightningModule):
         return loss
 
     def configure_optimizers(self) -> Any:
-        """Return AdamW and its schedule, counted in steps."""
-        how = self.optimisation
-        encoder = [p for name, p in self.net.named_parameters() if name.startswith("encoder.") and p.requires_grad]
-        head = [p for name, p in self.net.named_parameters() if not name.startswith("encoder.")]
-        rates = [how.learning_rate, how.learning_rate * how.encoder_rate]
-        groups: list[dict[str, Any]] = [
-            {"params": p, "lr": rate} for p, rate in zip((head, encoder), rates, strict=True) if p
-        ]
-        optimizer = torch.optim.AdamW(groups, weight_decay=how.weight_decay)
-        if how.schedule == "none":
-            return optimizer
-        schedules = torch.optim.lr_scheduler
-        scheduler = (
-            schedules.OneCycleLR(optimizer, [group["lr"] for group in groups], total_steps=self.steps)
-            if how.schedule == "onecycle"
-            else schedules.CosineAnnealingLR(optimizer, self.steps)
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        """Return the optimiser and its schedules, counted in steps or epochs."""
+        optimizer = _optimizer(self.net, self.optimisation)
+        return [optimizer], _schedules(optimizer, self.optimisation, self.steps)
+
+
+def _optimizer(net: nn.Module, how: Optimisation) -> torch.optim.Optimizer:
+    encoder = [p for name, p in net.named_parameters() if name.startswith("encoder.") and p.requires_grad]
+    head = [p for name, p in net.named_parameters() if not name.startswith("encoder.")]
+    rates = [how.learning_rate, how.learning_rate * how.encoder_rate]
+    groups: list[dict[str, Any]] = [
+        {"params": p, "lr": rate} for p, rate in zip((head, encoder), rates, strict=True) if p
+    ]
+    if how.optimizer == "sgd":
+        return torch.optim.SGD(groups, momentum=how.momentum, weight_decay=how.weight_decay)
+    kind = torch.optim.AdamW if how.optimizer == "adamw" else torch.optim.Adam
+    return kind(groups, weight_decay=how.weight_decay)
+
+
+def _schedules(optimizer: torch.optim.Optimizer, how: Optimisation, steps: int) -> list[dict[str, Any]]:
+    """Return what Lightning calls after each step or epoch: a linear warm-up, if any, and the schedule."""
+    kinds = torch.optim.lr_scheduler
+    warmup_steps = steps * how.warmup_epochs // how.epochs
+    found: list[dict[str, Any]] = []
+    if how.schedule == "onecycle":  # it warms up by itself
+        rates = [group["lr"] for group in optimizer.param_groups]
+        return [{"scheduler": kinds.OneCycleLR(optimizer, rates, total_steps=steps), "interval": "step"}]
+    if how.schedule == "cosine":
+        cosine = kinds.CosineAnnealingLR(optimizer, max(steps - warmup_steps, 1))
+        if not warmup_steps:
+            return [{"scheduler": cosine, "interval": "step"}]
+        warmup = kinds.LinearLR(optimizer, WARMUP_START, total_iters=warmup_steps)
+        both = kinds.SequentialLR(optimizer, [warmup, cosine], [warmup_steps])
+        return [{"scheduler": both, "interval": "step"}]
+    if how.schedule == "step":
+        found.append({"scheduler": kinds.StepLR(optimizer, how.step_epochs, how.step_factor), "interval": "epoch"})
+    if how.schedule == "plateau":
+        plateau = kinds.ReduceLROnPlateau(optimizer, factor=how.step_factor, patience=how.step_epochs)
+        found.append({"scheduler": plateau, "interval": "epoch", "monitor": "val_loss", "strict": False})
+    if warmup_steps:  # it multiplies what the other has left, so the two do not disturb each other
+        warmup = kinds.LinearLR(optimizer, WARMUP_START, total_iters=warmup_steps)
+        found.append({"scheduler": warmup, "interval": "step"})
+    return found
+
+
+def class_weights(labels: Sequence[int], classes: int) -> Tensor:
+    """Return a weight for each class, so that all count the same in the loss: float32 (C,), on average 1 a label."""
+    counts = torch.bincount(torch.tensor(labels), minlength=classes).float()
+    return len(labels) / (classes * counts.clamp(min=1))
 
 
 class MetricsLog(Callback):
