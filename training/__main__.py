@@ -104,6 +104,39 @@ def show(
 
 
 @app.command()
+def frames(
+    manifest: Annotated[Path, typer.Argument(help="What prepare wrote.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for a folder of JPEG files a video.")],
+    count: Annotated[int, typer.Option("--frames", help="Frames of each video.")] = 16,
+    size: Annotated[int, typer.Option(help="Width and height in pixels.")] = 224,
+    resize: Annotated[str, typer.Option(help="stretch, or crop: shorter side and centre crop.")] = "stretch",
+    span: Annotated[float, typer.Option(help="Central share of a video that is sampled.")] = 1.0,
+) -> None:
+    """Write the frames that a model would be given as JPEG files, for tools that want those."""
+    import msgspec
+
+    try:
+        from training.frames import extract
+    except ModuleNotFoundError as error:
+        raise console.missing(error, "train", "frames") from None
+    from harec_deploy.decode import Size
+    from harec_deploy.sampling import ClipSampling
+    from training.datasets import read_manifest
+
+    try:
+        sampling = msgspec.convert({"frames": count, "span": span}, ClipSampling)
+        wanted = msgspec.convert({"width": size, "height": size, "mode": resize}, Size)
+    except msgspec.ValidationError as error:
+        raise UsageError(str(error)) from None
+    data = read_manifest(manifest)
+    with _counted("extracting") as step:
+        problems = extract(data, out, sampling, wanted, step)
+    for path, problem in problems.items():
+        console.say(f"left out: {path}: {problem.kind}: {problem}")
+    console.say(f"{len(data.samples) - len(problems)} videos in {out}")
+
+
+@app.command()
 def fit(
     manifest: Annotated[Path, typer.Argument(help="What prepare wrote.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")] = Path("runs/run"),
