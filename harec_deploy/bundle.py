@@ -51,6 +51,8 @@ class HeadSpec(_Part, frozen=True, kw_only=True):
     """The sequence model over the features of a clip's frames.
 
     pool: which of the T outputs are read: their maximum, their mean, or the last one.
+    dense: width of a layer with ReLU between LSTM and classifier; 0 for none.
+    An architecture without an LSTM takes dropout from here and leaves the rest.
     """
 
     hidden: int = 256
@@ -59,12 +61,14 @@ class HeadSpec(_Part, frozen=True, kw_only=True):
     dropout: float = 0.5
     pool: Literal["max", "mean", "last"] = "max"
     layer_norm: bool = True
+    dense: int = 0
 
     def __post_init__(self) -> None:
         for name, value, low, high in (
             ("hidden", self.hidden, 1, 8192),
             ("layers", self.layers, 1, 8),
             ("dropout", self.dropout, 0, 0.95),
+            ("dense", self.dense, 0, 8192),
         ):
             if not low <= value <= high:
                 raise ValueError(f"head.{name} is {value}; allowed are {low} to {high}")
@@ -156,7 +160,7 @@ class DecoderProof(_Part, frozen=True, kw_only=True):
 class BundleSpec(_Part, frozen=True, kw_only=True):
     """All of bundle.json.
 
-    feature_dim: D, the width of a frame's features.
+    feature_dim: D, the width of a frame's features; 0 for a clip-wise model, whose frames have none of their own.
     temperature: logits are divided by it before the softmax.
     training: where the weights come from: data, split, seed, versions, metrics. Free form.
     decoders: the proof of each decoder but the reference.

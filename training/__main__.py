@@ -153,6 +153,7 @@ def fit(
     layers: Annotated[int | None, typer.Option(help="Layers of the LSTM.")] = None,
     bidirectional: Annotated[bool, typer.Option("--bidirectional", help="Read the clip both ways.")] = False,
     dropout: Annotated[float | None, typer.Option(help="Before the classifier and between layers.")] = None,
+    dense: Annotated[int | None, typer.Option(help="Width of a layer behind the LSTM; 0 for none.")] = None,
     pool: Annotated[str | None, typer.Option(help="max, mean or last: how the LSTM's outputs are read.")] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the training videos.")] = 40,
     batch: Annotated[int, typer.Option(help="Clips of a step.")] = 32,
@@ -175,7 +176,14 @@ def fit(
         architecture,
         sampling={"frames": frames, "span": span},
         size={"width": size, "height": size, "mode": resize},
-        head={"hidden": hidden, "layers": layers, "bidirectional": bidirectional, "dropout": dropout, "pool": pool},
+        head={
+            "hidden": hidden,
+            "layers": layers,
+            "bidirectional": bidirectional,
+            "dropout": dropout,
+            "dense": dense,
+            "pool": pool,
+        },
         optimisation={
             "epochs": epochs,
             "batch": batch,

@@ -31,7 +31,8 @@ from harec_deploy.bundle import SPEC_FILE, WEIGHTS_FILE, BundleSpec, HeadSpec, f
 from harec_deploy.decode import Size
 from harec_deploy.errors import UsageError
 from harec_deploy.files import atomic_folder, atomic_write
-from harec_deploy.models import ARCHITECTURES, FramewiseModel, build
+from harec_deploy.models import ARCHITECTURES, FramewiseModel, Model, build
+from harec_deploy.models.clipwise import ClipwiseModel
 from harec_deploy.models.encoders import load_plain
 from harec_deploy.sampling import ClipSampling
 from training.calibration import Calibration, calibrate
@@ -49,7 +50,7 @@ STORE_BYTES = 8 << 30  # frames of up to this size are decoded once; above, in e
 class Recipe:
     """What is trained and how.
 
-    freeze_encoder: train the head alone, on stored features of the encoder.
+    freeze_encoder: train the head alone; of a frame-wise model, on stored features of the encoder.
     flip: mirror half of the clips; wrong where classes differ by direction.
     """
 
@@ -85,11 +86,14 @@ def recipe_for(
     """Return the architecture's recipe with what is given, and not None, in place of its defaults.
 
     Raises:
-        UsageError: no such architecture, or a value that is not allowed.
+        UsageError: no such architecture, a value that is not allowed, or one that the architecture has no use for.
     """
     if architecture not in ARCHITECTURES:
         raise UsageError(f"unknown architecture {architecture!r}; allowed are {', '.join(ARCHITECTURES)}")
     base = ARCHITECTURES[architecture]
+    for name, value in head.items():
+        if value is not None and value != getattr(base.head, name) and name not in base.head_options:
+            raise UsageError(f"{architecture} has no {name}: of the head it takes {', '.join(base.head_options)} only")
 
     def changed(default: T, given: dict[str, Any]) -> T:
         wanted = msgspec.to_builtins(default) | {name: value for name, value in given.items() if value is not None}
@@ -172,7 +176,9 @@ def fit(samples: Sequence[Sample], recipe: Recipe, run: Path, report: Report, *,
         recipe.head,
         len(manifest.classes),
         size=recipe.size,
+        frames=recipe.sampling.frames,
         encoder_weights=recipe.encoder_weights,
+        say=report.say,
     )
     metrics, calibration = _train(model, manifest, recipe, run, report, cache)
     report.say(calibration.note)
@@ -181,7 +187,7 @@ def fit(samples: Sequence[Sample], recipe: Recipe, run: Path, report: Report, *,
 
 
 def _train(
-    model: FramewiseModel, manifest: Manifest, recipe: Recipe, run: Path, report: Report, cache: Path
+    model: Model, manifest: Manifest, recipe: Recipe, run: Path, report: Report, cache: Path
 ) -> tuple[dict[str, float], Calibration]:
     source, net = _source(model, manifest, recipe, report, cache)
     grid = Grid(recipe.sampling, recipe.size)
@@ -213,7 +219,8 @@ def _train(
         max_epochs=how.epochs,
         callbacks=callbacks,
         default_root_dir=run,
-        deterministic=True,
+        # CUDA has no deterministic pooling over time; on a CPU all of it is.
+        deterministic=True if isinstance(model, FramewiseModel) else "warn",
         precision=how.trainer_precision,
         logger=False,
         enable_progress_bar=False,
@@ -259,16 +266,17 @@ def _run(
         signal.signal(signal.SIGINT, handler)
 
 
-def _source(
-    model: FramewiseModel, manifest: Manifest, recipe: Recipe, report: Report, cache: Path
-) -> tuple[Source, nn.Module]:
+def _source(model: Model, manifest: Manifest, recipe: Recipe, report: Report, cache: Path) -> tuple[Source, nn.Module]:
     """Return where clips come from and the part of the model that is trained on them."""
     paths = [sample.path for sample in manifest.samples]
     grid = Grid(recipe.sampling, recipe.size)
-    if recipe.freeze_encoder:
+    if recipe.freeze_encoder and isinstance(model, FramewiseModel):
         report.say(f"features of {len(paths)} videos by the frozen encoder, once for all epochs")
         model.encoder.to(memory_format=torch.channels_last).requires_grad_(False).eval()
         return stored_features(paths, grid, model.encoder, cache, report.step), model.head
+    if recipe.freeze_encoder and isinstance(model, ClipwiseModel):
+        report.say("the frozen encoder sees whole clips, and other ones in each epoch: its features cannot be stored")
+        model.freeze_encoder()
     if len(paths) * grid.places * grid.size.height * grid.size.width * 3 > STORE_BYTES:
         report.say(f"frames of {len(paths)} videos are decoded in every epoch: too many to store")
         return DecodedFrames(paths, grid), model
@@ -290,7 +298,7 @@ def _write_list(path: Path, manifest: Manifest) -> None:
 
 def _write_bundle(
     folder: Path,
-    model: FramewiseModel,
+    model: Model,
     manifest: Manifest,
     recipe: Recipe,
     metrics: dict[str, float],
@@ -315,7 +323,7 @@ def _write_bundle(
         spec = BundleSpec(
             architecture=recipe.architecture,
             head=recipe.head,
-            feature_dim=model.encoder.feature_dim,
+            feature_dim=model.encoder.feature_dim if isinstance(model, FramewiseModel) else 0,
             classes=manifest.classes,
             sampling=recipe.sampling,
             size=recipe.size,

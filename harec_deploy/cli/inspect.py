@@ -34,9 +34,14 @@ def _print_model(bundle: Path, spec: "BundleSpec") -> None:
     size, sampling, head = spec.size, spec.sampling, spec.head
     table = Table(title=f"bundle {escape(str(bundle))}: all files verified", show_header=False, title_justify="left")
     directions = "bidirectional " if head.bidirectional else ""
+    lstm = f"{head.layers} x {directions}LSTM({head.hidden}), {head.pool} over time, "
+    if head.dense:
+        lstm += f"dense layer of {head.dense}, "
+    if spec.architecture == "convlstm":  # it has no LSTM behind its encoder
+        lstm = ""
     rows = {
         "architecture": spec.architecture,
-        "head": f"{head.layers} x {directions}LSTM({head.hidden}), {head.pool} over time, dropout {head.dropout:g}",
+        "head": f"{lstm}dropout {head.dropout:g}",
         "classes": f"{len(spec.classes)}: {', '.join(spec.classes)}",
         "clip": f"{sampling.frames} frames of {size.width}x{size.height} ({size.mode}), central {sampling.span:.0%}",
         "weights": f"{spec.weights.path}, {spec.weights.size / 1e6:.1f} MB",

@@ -21,21 +21,44 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-class FrameEncoder(nn.Module):
-    """Wraps a backbone (N, 3, H, W) -> (N, D): frames uint8 (N, H, W, 3) -> features float32 (N, D)."""
+class PixelEncoder(nn.Module):
+    """A backbone behind the normalisation that it was trained with; pixels are uint8, channels last.
 
-    def __init__(self, backbone: nn.Module, feature_dim: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    keep_normalisation: it is part of the state dict, for a backbone whose weights come with one of several.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        feature_dim: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        *,
+        keep_normalisation: bool = False,
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.feature_dim = feature_dim
+        self.keep_normalisation = keep_normalisation
+        self.normalise_by(mean, std)
+
+    def normalise_by(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        """Take mean and deviation of the three colours, of values from 0 to 1."""
         scale = 1 / (255 * torch.tensor(std))
-        self.register_buffer("scale", scale, persistent=False)
-        self.register_buffer("offset", -torch.tensor(mean) / torch.tensor(std), persistent=False)
+        self.register_buffer("scale", scale, persistent=self.keep_normalisation)
+        self.register_buffer("offset", -torch.tensor(mean) / torch.tensor(std), persistent=self.keep_normalisation)
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """Return pixels uint8 (..., 3) as floats of about -2 to 2."""
+        return pixels.to(self.get_buffer("scale").dtype) * self.get_buffer("scale") + self.get_buffer("offset")
+
+
+class FrameEncoder(PixelEncoder):
+    """Wraps a backbone (N, 3, H, W) -> (N, D): frames uint8 (N, H, W, 3) -> features float32 (N, D)."""
 
     def forward(self, frames: Tensor) -> Tensor:
         """Return the features of frames."""
-        pixels = frames.to(self.get_buffer("scale").dtype) * self.get_buffer("scale") + self.get_buffer("offset")
-        features: Tensor = self.backbone(pixels.permute(0, 3, 1, 2))
+        features: Tensor = self.backbone(self.normalised(frames).permute(0, 3, 1, 2))
         return features
 
 
@@ -78,12 +101,22 @@ def frame_encoder(backbone: str, weights: str | None) -> FrameEncoder:
         UsageError: the weights do not fit, or cannot be downloaded.
     """
     trunk, feature_dim = BACKBONES[backbone]
-    net = torchvision.models.get_model(backbone, weights=None)
-    if weights == "imagenet":
-        net = _download(backbone)
-    elif weights is not None:
-        _load_strictly(net, backbone, Path(weights))
+    net = torchvision_net(backbone, weights)
     return FrameEncoder(_Pooled(trunk(net)), feature_dim, IMAGENET_MEAN, IMAGENET_STD)
+
+
+def torchvision_net(backbone: str, weights: str | None) -> nn.Module:
+    """Return a whole torchvision network, its weights from where ``frame_encoder`` takes them.
+
+    Raises:
+        UsageError: the weights do not fit, or cannot be downloaded.
+    """
+    if weights == "imagenet":
+        return _download(backbone)
+    net: nn.Module = torchvision.models.get_model(backbone, weights=None)
+    if weights is not None:
+        load_strictly(net, load_local_weights(Path(weights)), f"{weights} is not for {backbone}")
+    return net
 
 
 def _download(backbone: str) -> nn.Module:
@@ -95,23 +128,26 @@ def _download(backbone: str) -> nn.Module:
     return net
 
 
-def _load_strictly(net: nn.Module, backbone: str, path: Path) -> None:
-    state = load_local_weights(path)
+def load_strictly(net: nn.Module, state: dict[str, Tensor], complaint: str) -> None:
+    """Load a state dict that must have all tensors of ``net``, no others, and finite values.
+
+    Raises:
+        UsageError: it has not; the message begins with ``complaint``, as in "w.pth is not for resnet50".
+    """
     missing, unexpected = sorted(set(net.state_dict()) - set(state)), sorted(set(state) - set(net.state_dict()))
     # torchvision files from before 0.4 lack the counters of batch normalisation, which inference does not use.
     missing = [name for name in missing if not name.endswith("num_batches_tracked")]
     if missing or unexpected:
         raise UsageError(
-            f"{path} is not for {backbone}: {len(missing)} tensors missing {missing[:3]}, "
-            f"{len(unexpected)} unexpected {unexpected[:3]}"
+            f"{complaint}: {len(missing)} tensors missing {missing[:3]}, {len(unexpected)} unexpected {unexpected[:3]}"
         )
     try:
         net.load_state_dict(state, strict=False)
     except RuntimeError as error:
-        raise UsageError(f"{path} is not for {backbone}: {one_line(error)}") from None
+        raise UsageError(f"{complaint}: {one_line(error)}") from None
     for name, value in net.state_dict().items():
         if value.is_floating_point() and not value.isfinite().all():
-            raise UsageError(f"{path}: {name} holds NaN or infinity: take another file")
+            raise UsageError(f"{complaint}: {name} holds NaN or infinity; take another file")
 
 
 # What torch.load and safetensors raise on a file that is damaged, foreign or holds code.
@@ -135,6 +171,8 @@ _UNREADABLE = (
 def load_local_weights(path: Path) -> dict[str, Tensor]:
     """Read a state dict from a .safetensors or PyTorch file; nothing in it is run.
 
+    Of a PyTorchVideo checkpoint, whose state dict stands beside other things under "model_state", that is taken.
+
     Raises:
         UsageError: the file is missing, damaged, or holds more than tensors.
     """
@@ -144,6 +182,8 @@ def load_local_weights(path: Path) -> dict[str, Tensor]:
         state = load_file(path) if path.suffix == ".safetensors" else load_plain(path)
     except _UNREADABLE as error:
         raise UsageError(f"{path} holds no plain weights: {one_line(error)}") from None
+    if isinstance(state, dict) and isinstance(state.get("model_state"), dict):
+        state = state["model_state"]
     if not isinstance(state, dict) or not all(isinstance(n, str) and isinstance(v, Tensor) for n, v in state.items()):
         raise UsageError(f"{path} holds no state dict: expected names and tensors")
     return state
