@@ -137,10 +137,34 @@ def frames(
 
 
 @app.command()
+def models(
+    classes: Annotated[int, typer.Option(min=2, help="Classes of the data set.")] = 101,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """List the architectures with parameters, arithmetic and the clip that each takes unless told otherwise."""
+    try:
+        from training.costs import all_costs, as_rows, to_json
+    except ModuleNotFoundError as error:
+        raise console.missing(error, "train", "training") from None
+    costs = all_costs(classes)
+    if as_json:
+        console.out.print(to_json(costs, classes), markup=False)
+        return
+    from rich.table import Table
+
+    columns, rows = as_rows(costs)
+    table = Table(*columns, title=f"architectures, for {classes} classes", title_justify="left")
+    for row in rows:
+        table.add_row(*row)
+    console.out.print(table)
+    console.say("GFLOPs count a multiply-add as two, in convolutions and matrix products; 10^9, for one clip")
+
+
+@app.command()
 def fit(
     manifest: Annotated[Path, typer.Argument(help="What prepare wrote.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")] = Path("runs/run"),
-    architecture: Annotated[str, typer.Option(help="lrcn, resnet50_lstm, mobilenet_v2_lstm, ...")] = "resnet50_lstm",
+    architecture: Annotated[str, typer.Option(help="One that python -m training models lists.")] = "resnet50_lstm",
     encoder_weights: Annotated[
         str | None, typer.Option(help="imagenet, or a file with the encoder's state dict.")
     ] = None,
