@@ -55,6 +55,47 @@ def test_head_pools_over_time(pool: str, bidirectional: bool) -> None:
     torch.testing.assert_close(head(features), head.classifier(wanted))
 
 
+class TestFrozenStages:
+    SMALL = Size(width=48, height=40)
+
+    def trained(self, name: str, but_last: int) -> tuple[set[str], set[str]]:
+        """Return the names of encoder weights, and of statistics, that one step of training changes."""
+        torch.manual_seed(0)
+        model = build(name, HeadSpec(hidden=4), 2, size=self.SMALL, frames=4)
+        model.encoder.freeze(but_last)
+        before = {key: value.clone() for key, value in model.encoder.state_dict().items()}
+        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
+        clips = torch.randint(0, 256, (2, 4, 40, 48, 3), dtype=torch.uint8)
+        nn.functional.cross_entropy(model.train()(clips), torch.tensor([0, 1])).backward()
+        optimizer.step()
+        changed = {key for key, value in model.encoder.state_dict().items() if not torch.equal(value, before[key])}
+        statistics = {key for key in changed if "running" in key or "num_batches" in key}
+        return changed - statistics, statistics
+
+    @pytest.mark.parametrize(
+        ("name", "last", "before"),
+        [
+            ("resnet18_lstm", ("backbone.trunk.7.", "backbone.trunk.6."), "backbone.trunk.5."),
+            ("mobilenet_v2_lstm", ("backbone.trunk.18.", "backbone.trunk.17."), "backbone.trunk.16."),
+            ("i3d_r50_lstm", ("backbone.blocks.5.", "backbone.blocks.4."), "backbone.blocks.3."),
+        ],
+    )
+    def test_only_the_last_ones_are_trained(self, name: str, last: tuple[str, str], before: str) -> None:
+        for but_last in (0, 1, 2):
+            weights, statistics = self.trained(name, but_last)
+            for kind in (weights, statistics):
+                assert all(key.startswith(last[:but_last]) for key in kind)
+                assert all(any(key.startswith(stage) for key in kind) for stage in last[:but_last])
+        weights, _ = self.trained(name, 3)
+        assert any(key.startswith(before) for key in weights)
+
+    def test_more_than_there_are_is_refused(self) -> None:
+        encoder = frame_encoder("resnet18", None)
+        with pytest.raises(UsageError, match="the encoder has 6 stages: allowed are 0 to 5 to train"):
+            encoder.freeze(6)
+        encoder.freeze(5)
+
+
 def test_lrcn_refuses_frames_it_would_pool_away() -> None:
     with pytest.raises(UsageError, match="lrcn takes frames of at least 64x64, not 48x64"):
         build("lrcn", HeadSpec(), 2, size=Size(width=48, height=64))

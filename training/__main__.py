@@ -169,6 +169,9 @@ def fit(
         str | None, typer.Option(help="imagenet, or a file with the encoder's state dict.")
     ] = None,
     finetune: Annotated[bool, typer.Option("--finetune", help="Train a pre-trained encoder too.")] = False,
+    finetune_stages: Annotated[
+        int, typer.Option(min=0, help="Train this many of its last stages, and freeze the others.")
+    ] = 0,
     frames: Annotated[int | None, typer.Option(help="Frames of a clip; the architecture's by default.")] = None,
     size: Annotated[int | None, typer.Option(help="Width and height of a frame in pixels.")] = None,
     resize: Annotated[str, typer.Option(help="stretch, or crop: shorter side and centre crop.")] = "stretch",
@@ -196,6 +199,8 @@ def fit(
         from training.fit import fit_all, recipe_for
     except ModuleNotFoundError as error:
         raise console.missing(error, "train", "training") from None
+    if finetune and finetune_stages:
+        raise UsageError("--finetune trains all stages: leave it or --finetune-stages out")
     recipe = recipe_for(
         architecture,
         sampling={"frames": frames, "span": span},
@@ -217,7 +222,8 @@ def fit(
             "patience": patience,
         },
         encoder_weights=encoder_weights,
-        freeze_encoder=encoder_weights is not None and not finetune,
+        freeze_encoder=encoder_weights is not None and not finetune and not finetune_stages,
+        finetune_stages=finetune_stages,
         flip=flip,
         seed=seed,
     )

@@ -51,6 +51,7 @@ class Recipe:
     """What is trained and how.
 
     freeze_encoder: train the head alone; of a frame-wise model, on stored features of the encoder.
+    finetune_stages: of a pre-trained encoder, train this many last stages and freeze the others; 0 for all.
     flip: mirror half of the clips; wrong where classes differ by direction.
     """
 
@@ -61,8 +62,13 @@ class Recipe:
     optimisation: Optimisation
     encoder_weights: str | None = None
     freeze_encoder: bool = False
+    finetune_stages: int = 0
     flip: bool = True
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.finetune_stages and (self.encoder_weights is None or self.freeze_encoder):
+            raise UsageError("stages are chosen of a pre-trained encoder that is fine-tuned: give --encoder-weights")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -272,11 +278,13 @@ def _source(model: Model, manifest: Manifest, recipe: Recipe, report: Report, ca
     grid = Grid(recipe.sampling, recipe.size)
     if recipe.freeze_encoder and isinstance(model, FramewiseModel):
         report.say(f"features of {len(paths)} videos by the frozen encoder, once for all epochs")
-        model.encoder.to(memory_format=torch.channels_last).requires_grad_(False).eval()
+        model.encoder.to(memory_format=torch.channels_last).eval().freeze()
         return stored_features(paths, grid, model.encoder, cache, report.step), model.head
     if recipe.freeze_encoder and isinstance(model, ClipwiseModel):
         report.say("the frozen encoder sees whole clips, and other ones in each epoch: its features cannot be stored")
-        model.freeze_encoder()
+        model.encoder.freeze()
+    if recipe.finetune_stages:
+        model.encoder.freeze(but_last=recipe.finetune_stages)
     if len(paths) * grid.places * grid.size.height * grid.size.width * 3 > STORE_BYTES:
         report.say(f"frames of {len(paths)} videos are decoded in every epoch: too many to store")
         return DecodedFrames(paths, grid), model
@@ -296,6 +304,13 @@ def _write_list(path: Path, manifest: Manifest) -> None:
         )
 
 
+def _trained_part(recipe: Recipe) -> str:
+    """Return what was trained of the encoder: "frozen", "trained" or "last 2 stages trained"."""
+    if recipe.finetune_stages:
+        return f"last {recipe.finetune_stages} stages trained"
+    return "frozen" if recipe.freeze_encoder else "trained"
+
+
 def _write_bundle(
     folder: Path,
     model: Model,
@@ -308,7 +323,7 @@ def _write_bundle(
     training = {
         "videos": {split: len(manifest.only(split).samples) for split in ("train", "val", "test")},
         "encoder_weights": recipe.encoder_weights or "none",
-        "encoder": "frozen" if recipe.freeze_encoder else "trained",
+        "encoder": _trained_part(recipe),
         "flip": recipe.flip,
         "seed": recipe.seed,
         "optimisation": asdict(recipe.optimisation),

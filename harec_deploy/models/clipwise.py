@@ -21,22 +21,8 @@ class ClipwiseModel(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.head = head
-        self.frozen = False
 
     def forward(self, clips: Tensor) -> Tensor:
         """Return the logits of clips."""
         logits: Tensor = self.head(self.encoder(clips))
         return logits
-
-    def freeze_encoder(self) -> None:
-        """Keep the encoder as it is from now on, its statistics of batch normalisation too."""
-        self.frozen = True
-        self.encoder.requires_grad_(False)
-        self.encoder.eval()
-
-    def train(self, mode: bool = True) -> "ClipwiseModel":
-        """Switch to training, all but a frozen encoder."""
-        super().train(mode)
-        if self.frozen:
-            self.encoder.eval()
-        return self

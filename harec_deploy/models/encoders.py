@@ -40,6 +40,7 @@ class PixelEncoder(nn.Module):
         self.backbone = backbone
         self.feature_dim = feature_dim
         self.keep_normalisation = keep_normalisation
+        self._frozen: tuple[nn.Module, ...] = ()
         self.normalise_by(mean, std)
 
     def normalise_by(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
@@ -51,6 +52,33 @@ class PixelEncoder(nn.Module):
     def normalised(self, pixels: Tensor) -> Tensor:
         """Return pixels uint8 (..., 3) as floats of about -2 to 2."""
         return pixels.to(self.get_buffer("scale").dtype) * self.get_buffer("scale") + self.get_buffer("offset")
+
+    def freeze(self, but_last: int = 0) -> None:
+        """Keep the backbone as it is in training, its statistics of batch normalisation too.
+
+        but_last: how many of its last stages are trained all the same: a ResNet has four after its first convolution,
+        of a MobileNet every block counts.
+
+        Raises:
+            UsageError: it has fewer stages.
+        """
+        self._frozen = (self.backbone,)
+        if but_last:
+            (chain,) = self.backbone.children()
+            stages = [stage for stage in chain.children() if next(stage.parameters(), None) is not None]
+            if but_last >= len(stages):
+                raise UsageError(f"the encoder has {len(stages)} stages: allowed are 0 to {len(stages) - 1} to train")
+            self._frozen = tuple(stages[:-but_last])
+        for stage in self._frozen:
+            stage.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "PixelEncoder":
+        """Switch to training, all but what is frozen."""
+        super().train(mode)
+        for stage in self._frozen:
+            stage.eval()
+        return self
 
 
 class FrameEncoder(PixelEncoder):

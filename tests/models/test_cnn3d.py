@@ -78,7 +78,7 @@ def test_every_weight_learns(name: str) -> None:
 def test_a_frozen_encoder_stays_as_it_is_in_training(name: str) -> None:
     torch.manual_seed(3)
     model = build(name, HeadSpec(hidden=4), 2, size=SMALL, frames=4)
-    model.freeze_encoder()
+    model.encoder.freeze()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
     model.train()

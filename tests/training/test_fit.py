@@ -10,12 +10,16 @@ import pytest
 import torch
 import torchvision
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
-from harec_deploy.bundle import load
+from harec_deploy.bundle import HeadSpec, load
+from harec_deploy.decode import Size
 from harec_deploy.errors import UsageError
+from harec_deploy.models import build
+from training.__main__ import app
 from training.datasets import Sample, scan_folders, write_manifest
 from training.fit import Recipe, Report, fit, fit_all, recipe_for
-from training.module import read_metrics
+from training.module import Module, Optimisation, read_metrics
 from training.splits import split
 
 NONE: dict[str, object] = {}
@@ -174,6 +178,45 @@ def test_a_frozen_encoder_keeps_its_weights(samples: list[Sample], tmp_path: Pat
         trained["encoder.backbone.trunk.0.1.running_mean"], state["features.0.1.running_mean"].numpy()
     )
     assert load(tmp_path / "run/bundle").spec.training["encoder"] == "frozen"
+
+
+def test_the_last_stages_of_an_encoder_are_fine_tuned(samples: list[Sample], tmp_path: Path, cache: Path) -> None:
+    torch.manual_seed(0)
+    state = torchvision.models.get_model("mobilenet_v2", weights=None).state_dict()
+    torch.save(state, tmp_path / "w.pth")
+    recipe = recipe_for(
+        "mobilenet_v2_lstm",
+        sampling={"frames": 2},
+        size={"width": 64, "height": 64},
+        head={"hidden": 8},
+        optimisation={"epochs": 1, "encoder_rate": 0.1},
+        encoder_weights=str(tmp_path / "w.pth"),
+        finetune_stages=2,
+    )
+    fit(samples, recipe, tmp_path / "run", report(), cache=cache)
+    trained = weights(tmp_path / "run")
+    names = {name: f"encoder.backbone.trunk.{name.removeprefix('features.')}" for name in state if "features" in name}
+    changed = {name for name, ours in names.items() if not np.array_equal(trained[ours], state[name].numpy())}
+    assert {name.split(".")[1] for name in changed} == {"17", "18"}
+    assert load(tmp_path / "run/bundle").spec.training["encoder"] == "last 2 stages trained"
+    with pytest.raises(UsageError, match="stages are chosen of a pre-trained encoder that is fine-tuned"):
+        replace(recipe, encoder_weights=None)
+
+
+def test_an_encoder_learns_at_its_own_rate_and_what_is_frozen_not_at_all() -> None:
+    model = build("mobilenet_v2_lstm", HeadSpec(hidden=4), 2, size=Size(width=64, height=64))
+    model.encoder.freeze(but_last=1)
+    module = Module(model, Optimisation(learning_rate=0.01, encoder_rate=0.1, schedule="none"), steps=1)
+    head, encoder = module.configure_optimizers().param_groups
+    assert (head["lr"], encoder["lr"]) == (0.01, pytest.approx(0.001))
+    assert {id(p) for p in head["params"]} == {id(p) for p in model.head.parameters()}
+    assert {id(p) for p in encoder["params"]} == {id(p) for p in model.encoder.backbone.trunk[18].parameters()}
+
+
+def test_whole_and_last_stages_at_once_are_refused(tmp_path: Path) -> None:
+    arguments = ["fit", str(tmp_path / "m.csv"), "--encoder-weights", "w.pth", "--finetune", "--finetune-stages", "1"]
+    result = CliRunner().invoke(app, arguments)
+    assert str(result.exception) == "--finetune trains all stages: leave it or --finetune-stages out"
 
 
 def test_validation_keeps_the_best_epoch_and_stops_early(samples: list[Sample], tmp_path: Path, cache: Path) -> None:
