@@ -50,8 +50,11 @@ class OnnxRunner:
         self.device = device
 
     def precisions(self, variant: Variant) -> tuple[str, ...]:
-        """Return the precision of the graphs: it computes in their own types."""
-        return () if variant.engine else (variant.precision,)
+        """Return the precision of the graphs: values have their types, if not every step of the arithmetic has.
+
+        On a CPU it has neither convolutions nor matrix products in bfloat16.
+        """
+        return () if variant.engine or variant.precision == "bf16" else (variant.precision,)
 
     def load(
         self, bundle: Bundle, variant: str, *, precision: str, threads: int | None = None
