@@ -269,9 +269,15 @@ def load(
     if len(ready) > 1:
         speeds = {each: clips_per_s(each) for each in ready}
         ready.sort(key=lambda each: speeds[each], reverse=True)
-        told = (f"{each.execution.runner.name} {each.execution.precision} {speeds[each]:.1f}" for each in ready)
+        several = len({each.execution.variant for each in ready}) > 1
+        told = (f"{_way(each.execution, several)} {speeds[each]:.1f}" for each in ready)
         ready[0].reason = f"the fastest here, in clips/s: {', '.join(told)}"
     return ready[0]
+
+
+def _way(execution: Execution, several: bool) -> str:
+    """Name a way to run a bundle, with its variant where there are several to tell apart."""
+    return " ".join([execution.runner.name, execution.precision, *([f"({execution.variant})"] if several else [])])
 
 
 def clips_per_s(recognizer: Recognizer, seconds: float = 0.3) -> float:

@@ -53,8 +53,8 @@ def change_one_weight(folder: Path, amount: float) -> None:
 
 
 def with_a_changed_weight(amount: float) -> Callable[..., dict[str, Path]]:
-    def write(model: object, spec: object, folder: Path) -> dict[str, Path]:
-        files = write_graphs(model, spec, folder)  # type: ignore[arg-type]
+    def write(model: object, spec: object, folder: Path, **types: str) -> dict[str, Path]:
+        files = write_graphs(model, spec, folder, **types)  # type: ignore[arg-type]
         change_one_weight(folder, amount)
         return files
 

@@ -10,16 +10,15 @@ from numpy.typing import NDArray
 
 from harec_deploy.bundle import CHECK_FILE, Bundle, BundleSpec, FileRef, Proof, Variant, file_ref, load, save
 from harec_deploy.devices import resolve
-from harec_deploy.errors import ProofError
+from harec_deploy.errors import BundleError, ProofError
 from harec_deploy.export.onnx import write_graphs
-from harec_deploy.export.verify import MAX_ABS_DP, MIN_AGREEMENT, ProofClips, prove, read_clips, reference_logits
+from harec_deploy.export.verify import Check, ProofClips, failure, prove, read_clips, reference_logits
 from harec_deploy.files import atomic_folder, atomic_write
 from harec_deploy.models import from_bundle
 from harec_deploy.recognizer import Recognizer
-from harec_deploy.runners import Execution, installed
+from harec_deploy.runners import Execution, Runner, installed
 
 Progress = Callable[[str], None]
-VARIANT = "onnx-fp32"
 CHECK_CLIPS = 2  # real clips that travel in the bundle, so that any machine can test itself
 
 
@@ -27,74 +26,100 @@ def export(
     folder: Path,
     clips: Sequence[str] = (),
     *,
+    precision: str = "fp32",
+    lstm: str = "op",
     max_clips: int = 100,
     device: str = "auto",
     progress: Progress = lambda text: None,
 ) -> Bundle:
-    """Write and prove the variant ``onnx-fp32`` of the bundle in ``folder``.
+    """Write and prove the variant ``onnx-<precision>`` of the bundle in ``folder``; its other variants stay.
 
     clips: videos, folders or lists for the proof; without any, the held-out clips that training noted in the bundle.
+    precision, lstm: as write_graphs takes them.
     device: where the variant is proved, as devices.resolve reads it; "auto" is the first GPU and the CPU.
 
     Raises:
         BundleError: the bundle is damaged.
-        UsageError: no clips for the proof.
-        ProofError: a runner gives other labels than PyTorch; then nothing is left at the variant's place.
+        UsageError: no clips for the proof; no such precision, or no such form of the LSTM.
+        ProofError: a runner gives other labels than PyTorch, or none here executes such graphs; then the bundle stays
+            as it was.
     """
-    bundle = load(folder)
+    bundle, name = load(folder), f"onnx-{precision}"
     model = from_bundle(bundle)
     progress("decoding clips for the proof")
     real = read_clips(bundle.spec, clips or bundle.spec.training.get("proof_clips", []), max_clips)
     progress(f"labelling {len(real.names)} clips with PyTorch")
     logits = reference_logits(model, real)
-    with atomic_folder(folder / VARIANT) as staging:
+    others = {other: variant for other, variant in bundle.spec.variants.items() if other != name}
+    check = _check_clips(bundle) if others else None  # they were proved to be near it, so it stays
+    with atomic_folder(folder / name) as staging:
         progress("writing ONNX graphs")
-        graphs = {name: file_ref(folder, path) for name, path in write_graphs(model, bundle.spec, staging).items()}
-        proofs = _prove_everywhere(bundle, graphs, real, logits, device, progress)
-        # From here to the last line the bundle has no variant: a kill in between leaves a bundle that says so.
-        others = {name: variant for name, variant in bundle.spec.variants.items() if name != VARIANT}
-        save(folder, msgspec.structs.replace(bundle.spec, variants=others, check=None))
-    graphs = {name: _in_folder(file, VARIANT) for name, file in graphs.items()}
-    spec = _with_variant(bundle.spec, graphs, proofs)
-    return save(folder, msgspec.structs.replace(spec, check=_write_check(folder, real, logits)))
+        paths = write_graphs(model, bundle.spec, staging, precision=precision, lstm=lstm)
+        variant = Variant(
+            precision=precision,
+            graphs={graph: file_ref(folder, path) for graph, path in paths.items()},
+            made_with={package: version(package) for package in ("torch", "onnx", "onnxscript")},
+            proofs=[],
+        )
+        proofs = _prove_everywhere(bundle, name, variant, (real, logits, check), device, progress)
+        # From here to the last line the bundle lacks the variant: a kill in between leaves a bundle that says so.
+        bare = msgspec.structs.replace(bundle.spec, variants=others, check=bundle.spec.check if check else None)
+        save(folder, bare)
+    graphs = {graph: _in_folder(file, name) for graph, file in variant.graphs.items()}
+    spec = _with_variant(bare, name, msgspec.structs.replace(variant, graphs=graphs, proofs=proofs))
+    return save(folder, spec if check else msgspec.structs.replace(spec, check=_write_check(folder, real, logits)))
+
+
+def _check_clips(bundle: Bundle) -> Check | None:
+    try:
+        return bundle.check_clips()
+    except BundleError:
+        return None  # a bundle whose clips were changed by hand gets new ones
 
 
 def _prove_everywhere(
     bundle: Bundle,
-    graphs: dict[str, FileRef],
-    real: ProofClips,
-    logits: NDArray[np.float32],
+    name: str,
+    variant: Variant,
+    reference: tuple[ProofClips, NDArray[np.float32], Check | None],
     device: str,
     progress: Progress,
 ) -> list[Proof]:
-    """Run the graphs on every runner and precision of this machine.
+    """Run a variant on every runner and precision of this machine.
 
     Raises:
-        ProofError: one of them fails in the graphs' own precision; a coarser one that fails is noted and not used.
+        ProofError: one of them fails in the graphs' own precision, or none executes them; a coarser precision that
+            fails is noted and not used.
     """
-    # The bundle's old check clips belong to its old variants.
-    trial = Bundle(bundle.folder, msgspec.structs.replace(_with_variant(bundle.spec, graphs, []), check=None))
-    proofs = []
+    # Without check clips, for how near this variant comes to them is not known yet.
+    trial = Bundle(bundle.folder, msgspec.structs.replace(_with_variant(bundle.spec, name, variant), check=None))
+    proofs, left_out = [], []
     for runner in (runner for place in resolve(device) for runner in installed(place)):
-        for precision in runner.precisions(trial.spec.variants[VARIANT]):
-            execution = Execution(VARIANT, runner, precision)
+        if _lacks_types(runner, variant):
+            left_out.append(f"{runner.name} cannot execute {variant.precision} graphs on {runner.device}")
+            progress(f"{left_out[-1]}: left out")
+        for precision in runner.precisions(variant):
+            execution = Execution(name, runner, precision)
             progress(f"proving {execution}")
-            proof = prove(Recognizer(trial, execution), real, logits)
-            if not proof.passed and precision == "fp32":
-                raise ProofError(
-                    f"{execution} is not the trained model: {proof.top1_agreement:.1%} of {proof.clips} clips keep "
-                    f"their label (at least {MIN_AGREEMENT:.0%}), probabilities move by up to {proof.max_abs_dp:.2g} "
-                    f"(at most {MAX_ABS_DP['fp32']:g}); flipped: {', '.join(proof.flipped[:5]) or 'none'}. "
-                    "Nothing was written"
-                )
+            proof = prove(Recognizer(trial, execution), *reference)
+            if not proof.passed and precision == variant.precision:
+                raise failure(execution, proof)
             proofs.append(proof)
+    if not proofs:
+        told = "; ".join(left_out) or "no runner of ONNX files is installed"
+        raise ProofError(f"{name} cannot be proved on this machine: {told}. Nothing was written")
     return proofs
 
 
-def _with_variant(spec: BundleSpec, graphs: dict[str, FileRef], proofs: list[Proof]) -> BundleSpec:
-    packages = {name: version(name) for name in ("torch", "onnx", "onnxscript")}
-    variant = Variant(precision="fp32", graphs=graphs, made_with=packages, proofs=proofs)
-    return msgspec.structs.replace(spec, variants={**spec.variants, VARIANT: variant})
+def _lacks_types(runner: Runner, variant: Variant) -> bool:
+    """Tell whether ``runner`` would execute such graphs if only their types were others."""
+    return not runner.precisions(variant) and bool(
+        runner.precisions(msgspec.structs.replace(variant, precision="fp32"))
+    )
+
+
+def _with_variant(spec: BundleSpec, name: str, variant: Variant) -> BundleSpec:
+    return msgspec.structs.replace(spec, variants={**spec.variants, name: variant})
 
 
 def _in_folder(file: FileRef, folder: str) -> FileRef:

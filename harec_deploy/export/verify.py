@@ -11,11 +11,13 @@ from torch import nn
 from harec_deploy.bundle import BundleSpec, Proof
 from harec_deploy.decode import choose
 from harec_deploy.discover import discover
-from harec_deploy.errors import UsageError, VideoError
+from harec_deploy.errors import ProofError, UsageError, VideoError
 from harec_deploy.recognizer import Recognizer, softmax
+from harec_deploy.runners import Execution
 from harec_deploy.sampling import whole
 
 MIN_AGREEMENT = 0.99
+Check = tuple[NDArray[np.uint8], NDArray[np.float32]]  # a bundle's check clips and PyTorch's logits of them
 MAX_ABS_DP = {"fp32": 1e-3}  # the same arithmetic must give the same probabilities; a coarser one may move them
 
 
@@ -60,12 +62,16 @@ def reference_logits(model: nn.Module, clips: ProofClips) -> NDArray[np.float32]
     return np.concatenate(parts)
 
 
-def prove(recognizer: Recognizer, clips: ProofClips, logits: NDArray[np.float32]) -> Proof:
-    """Measure how far the recogniser's labels and probabilities are from those of the reference."""
-    wanted = softmax(logits / recognizer.spec.temperature)
-    got = np.concatenate([recognizer.predict(clip[None]) for clip in clips.pixels])
+def prove(recognizer: Recognizer, clips: ProofClips, logits: NDArray[np.float32], check: Check | None = None) -> Proof:
+    """Measure how far the recogniser's labels and probabilities are from those of the reference.
+
+    check: further clips of which only the difference counts: what the variant will be tested on wherever it is loaded.
+    """
+    wanted, got = _probabilities(recognizer, clips.pixels, logits)
     same = got.argmax(1) == wanted.argmax(1)
     max_abs_dp = float(np.abs(got - wanted).max())
+    if check is not None:
+        max_abs_dp = float(np.maximum(max_abs_dp, np.abs(np.subtract(*_probabilities(recognizer, *check))).max()))
     agreement = float(same.mean())
     execution = recognizer.execution
     limit = MAX_ABS_DP.get(execution.precision, 1.0)
@@ -80,4 +86,22 @@ def prove(recognizer: Recognizer, clips: ProofClips, logits: NDArray[np.float32]
         max_abs_dp=max_abs_dp,
         flipped=[name for name, agrees in zip(clips.names, same, strict=True) if not agrees],
         passed=agreement >= MIN_AGREEMENT and max_abs_dp <= limit,  # False for NaN too
+    )
+
+
+def _probabilities(
+    recognizer: Recognizer, clips: NDArray[np.uint8], logits: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return the reference's probabilities of clips, and the recogniser's."""
+    wanted = softmax(logits / recognizer.spec.temperature)
+    return wanted, np.concatenate([recognizer.predict(clip[None]) for clip in clips])
+
+
+def failure(execution: Execution, proof: Proof) -> ProofError:
+    """Return the error that says how a proof failed."""
+    return ProofError(
+        f"{execution} is not the trained model: {proof.top1_agreement:.1%} of {proof.clips} clips keep "
+        f"their label (at least {MIN_AGREEMENT:.0%}), probabilities move by up to {proof.max_abs_dp:.2g} "
+        f"(at most {MAX_ABS_DP.get(proof.precision, 1.0):g}); flipped: {', '.join(proof.flipped[:5]) or 'none'}. "
+        "Nothing was written"
     )
