@@ -10,8 +10,10 @@ import pytest
 import torch
 import torchvision
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 import harec_deploy
+from harec_deploy.__main__ import app as deploy
 from harec_deploy.bundle import load
 from harec_deploy.errors import UsageError
 from harec_deploy.export import export
@@ -136,6 +138,14 @@ def test_the_bundle_tells_what_was_trained(run: Path, flat: Path) -> None:
         blocks = "encoder.backbone.blocks"
         torch.testing.assert_close(trained[f"{blocks}.0.conv.weight"].sum(2), given["conv1.weight"])
         assert torch.equal(trained[f"{blocks}.0.norm.running_mean"], given["bn1.running_mean"])
+
+
+def test_inspect_names_the_head_that_is_there(run: Path) -> None:
+    result = CliRunner().invoke(deploy, ["inspect", str(run / "bundle")])
+    row = next(line for line in result.stdout.splitlines() if "head" in line)
+    lstm = "1 x LSTM(6), last over time, dense layer of 5, "
+    assert ("LSTM" not in row) if load(run / "bundle").spec.architecture == "convlstm" else (lstm in row)
+    assert "dropout" in row
 
 
 def test_convlstm_learns_what_it_is_shown(samples: list[Sample], tmp_path: Path) -> None:
