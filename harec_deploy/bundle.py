@@ -6,6 +6,9 @@
     onnx-fp32/             a variant: its graphs, `encoder.onnx` and `head.onnx`, or `model.onnx` for a clip-wise model
     tensorrt-fp16-sm90/    another: plain TensorRT plans, `encoder.plan` and `head.plan`
 
+The variant "torch" is the weights themselves and has no files. It is there without being named in bundle.json, which
+names it once it has proofs.
+
 Every file is named in bundle.json with its SHA-256 and is verified before anything reads it.
 """
 
@@ -32,6 +35,7 @@ SPEC_FILE = "bundle.json"
 WEIGHTS_FILE = "weights.safetensors"
 CHECK_FILE = "check.npz"
 MAX_SPEC_BYTES = 64 << 20
+WEIGHTS_VARIANT = "torch"
 GRAPH_SETS: tuple[set[str], ...] = ({"encoder", "head"}, {"model"})  # of a frame-wise and of a clip-wise model
 
 
@@ -118,6 +122,7 @@ class Variant(_Part, frozen=True, kw_only=True):
     """One executable form of the model: its graphs, who made them, and a proof for each runner that was tried.
 
     precision: the types of the graphs. engine: of TensorRT plans; the graphs of other variants are ONNX files.
+    graphs: none where the weights are executed as they are.
     """
 
     precision: str
@@ -125,6 +130,11 @@ class Variant(_Part, frozen=True, kw_only=True):
     made_with: dict[str, str]
     proofs: list[Proof]
     engine: EngineSpec | None = None
+
+    @property
+    def is_onnx(self) -> bool:
+        """The graphs are ONNX files."""
+        return bool(self.graphs) and self.engine is None
 
     def proof(self, runner: str, precision: str, device: str = "cpu") -> Proof | None:
         """Return the proof of running this variant on ``runner`` in ``precision``, or None if it was not tried.
@@ -188,10 +198,15 @@ class BundleSpec(_Part, frozen=True, kw_only=True):
         if not 0.01 <= self.temperature <= 100:
             raise ValueError(f"temperature is {self.temperature}; allowed are 0.01 to 100")
         for name, variant in self.variants.items():
-            if set(variant.graphs) not in GRAPH_SETS:
-                raise ValueError(
-                    f"variant {name!r} has graphs {sorted(variant.graphs)}; expected encoder and head, or model"
-                )
+            graphs, weights = set(variant.graphs), name == WEIGHTS_VARIANT
+            if graphs if weights else graphs not in GRAPH_SETS:
+                wanted = "none" if weights else "encoder and head, or model"
+                raise ValueError(f"variant {name!r} has graphs {sorted(graphs)}; expected {wanted}")
+
+    def ways(self) -> dict[str, Variant]:
+        """Return every variant that can be executed, by name: those of bundle.json, and the weights."""
+        weights = Variant(precision="fp32", graphs={}, made_with={}, proofs=[])
+        return {**self.variants, WEIGHTS_VARIANT: self.variants.get(WEIGHTS_VARIANT, weights)}
 
     def files(self) -> Iterator[FileRef]:
         """Yield every file of the bundle but bundle.json."""
@@ -238,7 +253,9 @@ class Bundle:
     def fingerprint(self, variant: str) -> str:
         """Return a SHA-256 over all that decides the labels of ``variant``: graphs, classes, sampling, size."""
         spec = self.spec
-        graphs = {name: file.sha256 for name, file in sorted(spec.variants[variant].graphs.items())}
+        graphs: dict[str, Any] = {name: file.sha256 for name, file in sorted(spec.ways()[variant].graphs.items())}
+        if not graphs:  # the weights, and what makes a model of them
+            graphs = {"weights": spec.weights.sha256, "architecture": spec.architecture, "head": spec.head}
         parts = (graphs, spec.classes, spec.sampling, spec.size, spec.temperature)
         return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
 

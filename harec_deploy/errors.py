@@ -84,12 +84,16 @@ class ProofError(HarecError):
 
 
 class MissingDependency(HarecError):
-    """An optional package is needed; the message has the pip line."""
+    """An optional package is needed; the message has the pip line.
+
+    wanted: what pip is to install where no extra of this package brings it.
+    """
 
     code = "missing_dependency"
 
-    def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(f"{purpose} needs the package {package}: pip install 'harec-deploy[{extra}]'")
+    def __init__(self, package: str, extra: str, purpose: str, wanted: str = "") -> None:
+        wanted = wanted or f"'harec-deploy[{extra}]'"
+        super().__init__(f"{purpose} needs the package {package}: pip install {wanted}")
 
 
 class VideoError(HarecError):

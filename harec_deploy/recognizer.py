@@ -91,7 +91,9 @@ class Recognizer:
         if not self.framewise:
             raise UsageError("this model takes whole clips, not frames: use predict")
         self._expect(frames, (self.spec.size.height, self.spec.size.width, 3), "frames (N, H, W, 3)")
-        parts = [self._graphs["encoder"](part) for part in _batches(frames, self.batch_frames)]
+        # A GPU's graph parts them itself.
+        size = self.batch_frames if self.execution.runner.device == "cpu" else max(len(frames), 1)
+        parts = [self._graphs["encoder"](part) for part in _batches(frames, size)]
         return np.concatenate(parts) if parts else np.zeros((0, self.spec.feature_dim), dtype=np.float32)
 
     def classify(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -225,7 +227,7 @@ class Recognizer:
             return
         clips, logits = check
         got = self.predict(clips)
-        proof = self.spec.variants[self.execution.variant].proof(
+        proof = self.spec.ways()[self.execution.variant].proof(
             self.execution.runner.name, self.execution.precision, self.execution.runner.device
         )
         allowed = max(CHECK_TOLERANCE, 2 * proof.max_abs_dp if proof else 0.0)
@@ -281,14 +283,15 @@ def _way(execution: Execution, several: bool) -> str:
 
 
 def clips_per_s(recognizer: Recognizer, seconds: float = 0.3) -> float:
-    """Return how many clips a second the graphs classify, over about ``seconds`` after one clip to warm up."""
+    """Return how many clips a second the graphs classify, over about ``seconds`` after one batch to warm up."""
     size, count = recognizer.spec.size, recognizer.spec.sampling.frames
-    clip = np.zeros((1, count, size.height, size.width, 3), dtype=np.uint8)
-    recognizer.predict(clip)
+    together = max(recognizer.batch_frames // count, 1)  # one by one a GPU would wait for the next
+    clips = np.zeros((together, count, size.height, size.width, 3), dtype=np.uint8)
+    recognizer.predict(clips)
     done, start = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - start) < seconds or not done:
-        recognizer.predict(clip)
-        done += 1
+        recognizer.predict(clips)
+        done += together
     return done / elapsed if elapsed else float(done)
 
 

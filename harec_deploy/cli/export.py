@@ -19,17 +19,26 @@ def export(
         Literal["op", "unroll"], typer.Option(help="The LSTM as one operator, or its steps written out.")
     ] = "op",
     max_clips: Annotated[int, typer.Option(min=1, help="Clips in the proof, at most.")] = 100,
+    runner: Annotated[
+        str, typer.Option(help="torch or torch-compile: prove the weights as they are, and write no graphs.")
+    ] = "auto",
 ) -> None:
     """Export to ONNX. Every runner here must give PyTorch's labels on real clips, or nothing is written (exit 5)."""
     try:
+        from harec_deploy.bundle import WEIGHTS_VARIANT
         from harec_deploy.export import export as export_bundle
+        from harec_deploy.export import export_weights
     except ModuleNotFoundError as error:
         raise console.missing(error, "export", "harec-deploy export") from None
 
-    exported = export_bundle(
-        bundle, clips or (), precision=precision, lstm=lstm, max_clips=max_clips, progress=console.say
-    )
-    name = f"onnx-{precision}"
+    if runner == "auto":
+        exported = export_bundle(
+            bundle, clips or (), precision=precision, lstm=lstm, max_clips=max_clips, progress=console.say
+        )
+        name = f"onnx-{precision}"
+    else:
+        exported = export_weights(bundle, clips or (), runner=runner, max_clips=max_clips, progress=console.say)
+        name = WEIGHTS_VARIANT
     for proof in exported.spec.variants[name].proofs:
         verdict = "proved" if proof.passed else "not used: fails its proof"
         labels = f"{proof.top1_agreement:.1%} of {proof.clips} clips keep their label"

@@ -32,7 +32,7 @@ def label(
         "labels.jsonl"
     ),
     device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
-    runner: Annotated[str, typer.Option(help="auto, openvino or onnx.")] = "auto",
+    runner: Annotated[str, typer.Option(help="auto, openvino, onnx, onnx-trt, torch or torch-compile.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32, fp16 or bf16.")] = "auto",
     workers: Annotated[str, typer.Option(metavar="N|auto", help="Videos decoded at a time.")] = "auto",
     timeout: Annotated[float, typer.Option(help="Seconds for decoding a video, or part of a long one.")] = 120,

@@ -8,15 +8,27 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from harec_deploy.bundle import CHECK_FILE, Bundle, BundleSpec, FileRef, Proof, Variant, file_ref, load, save
+from harec_deploy.bundle import (
+    CHECK_FILE,
+    WEIGHTS_VARIANT,
+    Bundle,
+    BundleSpec,
+    FileRef,
+    Proof,
+    Variant,
+    file_ref,
+    load,
+    save,
+)
 from harec_deploy.devices import resolve
-from harec_deploy.errors import BundleError, ProofError
+from harec_deploy.errors import BundleError, ProofError, UsageError
 from harec_deploy.export.onnx import write_graphs
+from harec_deploy.export.torch import prove_weights
 from harec_deploy.export.verify import Check, ProofClips, failure, prove, read_clips, reference_logits
 from harec_deploy.files import atomic_folder, atomic_write
 from harec_deploy.models import from_bundle
 from harec_deploy.recognizer import Recognizer
-from harec_deploy.runners import Execution, Runner, installed
+from harec_deploy.runners import Execution, Runner, candidates, installed
 
 Progress = Callable[[str], None]
 CHECK_CLIPS = 2  # real clips that travel in the bundle, so that any machine can test itself
@@ -50,6 +62,8 @@ def export(
     real = read_clips(bundle.spec, clips or bundle.spec.training.get("proof_clips", []), max_clips)
     progress(f"labelling {len(real.names)} clips with PyTorch")
     logits = reference_logits(model, real)
+    runners = [each for there in candidates("auto", device) for each in there]
+    bundle = prove_weights(bundle, runners, real, logits, progress)
     others = {other: variant for other, variant in bundle.spec.variants.items() if other != name}
     check = _check_clips(bundle) if others else None  # they were proved to be near it, so it stays
     with atomic_folder(folder / name) as staging:
@@ -75,6 +89,38 @@ def _check_clips(bundle: Bundle) -> Check | None:
         return bundle.check_clips()
     except BundleError:
         return None  # a bundle whose clips were changed by hand gets new ones
+
+
+def export_weights(
+    folder: Path,
+    clips: Sequence[str] = (),
+    *,
+    runner: str = "torch",
+    max_clips: int = 100,
+    device: str = "auto",
+    progress: Progress = lambda text: None,
+) -> Bundle:
+    """Prove the bundle's weights as they are, in every precision of a runner that takes them; no graphs are written.
+
+    clips, device: as for ``export``.
+
+    Raises:
+        BundleError: the bundle is damaged.
+        UsageError: no clips for the proof, no such runner or device, or the runner takes no weights.
+        ProofError: fp32 gives other labels than the reference; then nothing is written.
+    """
+    bundle = load(folder)
+    runners = [each for there in candidates(runner, device) for each in there]
+    if not all(each.precisions(bundle.spec.ways()[WEIGHTS_VARIANT]) for each in runners):
+        raise UsageError(f"runner {runner} takes no weights, only exported graphs: leave --runner out")
+    progress("decoding clips for the proof")
+    real = read_clips(bundle.spec, clips or bundle.spec.training.get("proof_clips", []), max_clips)
+    progress(f"labelling {len(real.names)} clips with PyTorch")
+    logits = reference_logits(from_bundle(bundle), real)
+    spec = prove_weights(bundle, runners, real, logits, progress, asked=True).spec
+    if spec.check is None:
+        spec = msgspec.structs.replace(spec, check=_write_check(folder, real, logits))
+    return save(folder, spec)
 
 
 def _prove_everywhere(

@@ -1,4 +1,4 @@
-"""The recognisers as PyTorch modules; imported by export and training only.
+"""The recognisers as PyTorch modules; imported by export, training and the torch runner only.
 
 A frame-wise recogniser is an encoder, frames -> features, and a head, the features of a clip -> logits:
 

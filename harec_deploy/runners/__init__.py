@@ -1,5 +1,6 @@
 """What executes a bundle's graphs: the runner protocol and the table of runners."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, NamedTuple, Protocol
@@ -16,7 +17,10 @@ class Graph(Protocol):
     """One executable graph; it takes any batch size."""
 
     def __call__(self, batch: NDArray[Any]) -> NDArray[np.float32]:
-        """Run the graph on ``batch``, whose first axis is the batch; the result is the caller's to keep."""
+        """Run the graph on ``batch``, whose first axis is the batch; the result is the caller's to keep.
+
+        On a GPU it parts a large batch itself, so that copying a part goes beside computing the one before.
+        """
 
 
 class Runner(Protocol):
@@ -55,6 +59,8 @@ class Entry(NamedTuple):
 RUNNERS = {
     "openvino": Entry("harec_deploy.runners.openvino:OpenVINORunner", "", ("cpu",), ("cpu",)),
     "onnx": Entry("harec_deploy.runners.onnx:OnnxRunner", "ort", ("cpu",), ("cpu",)),
+    "torch": Entry("harec_deploy.runners.torch:TorchRunner", "torch", ("cpu", "cuda"), ("cuda",)),
+    "torch-compile": Entry("harec_deploy.runners.torch:CompiledTorchRunner", "torch", ("cpu", "cuda"), ()),
 }
 
 
@@ -114,31 +120,48 @@ def executions(
 
     Raises:
         UsageError: nothing fits; the message lists what there is.
-        BundleError: the bundle has no variant yet.
+        BundleError: the bundle has no variant yet, and nothing here takes its weights as they are.
     """
-    if not spec.variants:
-        raise BundleError("the bundle has no variant yet: run harec-deploy export on it")
     there: list[Execution] = []
-    for place in resolve(device):
-        if runner != "auto" and device == "auto" and not _runs_on(runner, place):
-            continue
-        runners = installed(place) if runner == "auto" else [get(runner, place)]
+    variants = spec.ways()
+    for runners in candidates(runner, device):
         every = [
             Execution(name, candidate, p)
-            for name, variant in spec.variants.items()
+            for name, variant in variants.items()
             for candidate in runners
             for p in candidate.precisions(variant)
         ]
-        there += (allowed := [e for e in every if _may_run(spec.variants[e.variant], e)])
+        there += (allowed := [e for e in every if _may_run(variants[e.variant], e)])
         if named := [e for e in allowed if precision in ("auto", e.precision)]:
             return named
+    if not spec.variants and not there:
+        raise BundleError("the bundle has no variant yet: run harec-deploy export on it, or name --runner torch")
     told = ", ".join(map(str, there)) or "nothing"
     where = "" if device == "auto" else f" on {device}"
     raise UsageError(f"no way to run the bundle with runner {runner} in precision {precision}{where}; there is {told}")
 
 
-def _runs_on(runner: str, device: str) -> bool:
-    return runner not in RUNNERS or device.partition(":")[0] in RUNNERS[runner].devices
+def candidates(runner: str, device: str) -> Iterator[list[Runner]]:
+    """Yield for each device that ``device`` stands for the runners to consider there, of "auto" those of ``installed``.
+
+    One that is asked for by name may be missing for the GPU as long as "auto" leaves it the CPU.
+
+    Raises:
+        UsageError: no such device or runner, or the one does not run on the other.
+        MissingDependency: its package is not installed, or cannot be loaded.
+    """
+    places = resolve(device)
+    for place in places:
+        if runner == "auto":
+            yield installed(place)
+        elif runner in RUNNERS and place != places[-1] and place.partition(":")[0] not in RUNNERS[runner].devices:
+            continue
+        else:
+            try:
+                yield [get(runner, place)]
+            except MissingDependency:
+                if device != "auto" or place == "cpu" or "cpu" not in RUNNERS[runner].devices:
+                    raise
 
 
 def _may_run(variant: Variant, execution: Execution) -> bool:

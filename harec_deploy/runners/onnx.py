@@ -54,7 +54,9 @@ class OnnxRunner:
 
         On a CPU it has neither convolutions nor matrix products in bfloat16.
         """
-        return () if variant.engine or variant.precision == "bf16" else (variant.precision,)
+        if not variant.is_onnx or (variant.precision == "bf16" and self.device == "cpu"):
+            return ()
+        return (variant.precision,)
 
     def load(
         self, bundle: Bundle, variant: str, *, precision: str, threads: int | None = None

@@ -48,7 +48,7 @@ class OpenVINORunner:
 
         Half-precision graphs run on any CPU: one without such arithmetic computes in float32 with the half weights.
         """
-        if variant.engine:
+        if not variant.is_onnx:
             return ()
         if variant.precision != "fp32":
             return (variant.precision,)

@@ -1,0 +1,49 @@
+"""A batch in parts that a GPU's memory holds."""
+
+import logging
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from harec_deploy.errors import BundleError
+
+logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
+
+
+class OutOfMemory(Exception):
+    """A device has no memory for a part; raised to ``Parts`` by what runs it, and by nothing else."""
+
+
+class Parts:
+    """Feeds batches to a graph in parts of at most ``limit`` rows, fewer once memory has run out.
+
+    name: the graph and its device, in the words that a person reads.
+    """
+
+    def __init__(self, name: str, limit: int) -> None:
+        self.name = name
+        self.limit = limit
+
+    def feed(self, batch: Any, run: Callable[[Any], Result]) -> list[Result]:
+        """Return what ``run`` gave for each part, in their order; one that raised OutOfMemory is halved and run again.
+
+        batch: has a length and can be sliced.
+
+        Raises:
+            BundleError: there is no memory for a single row.
+        """
+        results: list[Result] = []
+        wanted, done = self.limit, 0
+        while done < len(batch):
+            part = batch[done : done + self.limit]
+            try:
+                results.append(run(part))
+            except OutOfMemory:
+                if len(part) == 1:
+                    raise BundleError(f"{self.name} has no memory for a batch of 1: free some or use another") from None
+                self.limit = len(part) // 2
+                continue
+            done += len(part)
+        if self.limit < wanted:
+            logger.warning("%s has no memory for batches of %d: going on with %d", self.name, wanted, self.limit)
+        return results
