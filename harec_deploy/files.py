@@ -122,6 +122,13 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def cache_folder() -> Path:
+    """Return the user's folder for what can be made again; it may not exist."""
+    # https://specifications.freedesktop.org/basedir-spec: a relative path counts as none
+    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (given if given.is_absolute() else Path.home() / ".cache") / "harec-deploy"
+
+
 def _prefix(path: Path) -> str:
     """Return the beginning of a temporary sibling's name, short enough for any file system."""
     return os.fsdecode(b"." + os.fsencode(path.name)[:100] + b".")

@@ -58,7 +58,8 @@ class Entry(NamedTuple):
 # In the order in which they are shown. A class takes the device.
 RUNNERS = {
     "openvino": Entry("harec_deploy.runners.openvino:OpenVINORunner", "", ("cpu",), ("cpu",)),
-    "onnx": Entry("harec_deploy.runners.onnx:OnnxRunner", "ort", ("cpu",), ("cpu",)),
+    "onnx": Entry("harec_deploy.runners.onnx:OnnxRunner", "ort", ("cpu", "cuda"), ("cpu", "cuda")),
+    "onnx-trt": Entry("harec_deploy.runners.onnx_trt:OnnxTensorRTRunner", "gpu", ("cuda",), ()),
     "torch": Entry("harec_deploy.runners.torch:TorchRunner", "torch", ("cpu", "cuda"), ("cuda",)),
     "torch-compile": Entry("harec_deploy.runners.torch:CompiledTorchRunner", "torch", ("cpu", "cuda"), ()),
 }
