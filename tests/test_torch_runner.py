@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import harec_deploy
+from harec_deploy.__main__ import app
 from harec_deploy.bundle import WEIGHTS_VARIANT, Bundle, load
 from harec_deploy.errors import BundleError, MissingDependency, ProofError, UsageError
 from harec_deploy.export import export, export_weights, verify
@@ -127,22 +128,22 @@ def test_a_clip_wise_model_is_one_graph_of_whole_clips(weights: Path) -> None:
 
 class TestChoice:
     def test_a_bundle_that_was_never_exported_runs_in_fp32(self, weights: Path) -> None:
-        recognizer = harec_deploy.load(weights, runner="torch", precision="fp32")
+        recognizer = harec_deploy.load(weights, runner="torch", precision="fp32", device="cpu")
         assert str(recognizer.execution) == "torch on torch in fp32"
         with torch.inference_mode():
             wanted = softmax(from_bundle(load(weights))(torch.from_numpy(clips(3))).numpy())
         np.testing.assert_allclose(recognizer.predict(clips(3)), wanted, atol=1e-6)
 
     def test_without_a_proof_nothing_coarser_runs(self, weights: Path) -> None:
-        assert [each.precision for each in executions(load(weights).spec, "torch")] == ["fp32"]
-        with pytest.raises(UsageError, match="precision bf16; there is torch on torch in fp32"):
-            harec_deploy.load(weights, runner="torch", precision="bf16")
+        assert [each.precision for each in executions(load(weights).spec, "torch", device="cpu")] == ["fp32"]
+        with pytest.raises(UsageError, match="precision bf16 on cpu; there is torch on torch in fp32"):
+            harec_deploy.load(weights, runner="torch", precision="bf16", device="cpu")
 
     def test_on_a_cpu_it_is_taken_only_by_name(self, weights: Path, exported: Path) -> None:
         assert "torch" not in {runner.name for runner in installed()}
-        assert "torch" not in {each.runner.name for each in executions(load(exported).spec)}
+        assert "torch" not in {each.runner.name for each in executions(load(exported).spec, device="cpu")}
         with pytest.raises(BundleError, match="no variant yet: run harec-deploy export on it, or name --runner torch"):
-            harec_deploy.load(weights)
+            harec_deploy.load(weights, device="cpu")
 
     def test_other_runners_do_not_take_the_weights(self, weights: Path) -> None:
         spec = load(weights).spec
@@ -171,17 +172,20 @@ class TestProof:
         assert all(proof.passed and proof.clips == 6 and proof.device == "cpu" for proof in proofs.values())
         assert proofs["fp32"].max_abs_dp <= 1e-6 < proofs["bf16"].max_abs_dp
         assert load(fresh.folder).check_clips() is not None
-        assert harec_deploy.load(fresh.folder, runner="torch", precision="bf16").execution.precision == "bf16"
+        assert (
+            harec_deploy.load(fresh.folder, runner="torch", precision="bf16", device="cpu").execution.precision
+            == "bf16"
+        )
 
     def test_a_coarse_precision_that_fails_is_noted_and_not_used(
         self, fresh: Bundle, videos: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setitem(verify.MAX_ABS_DP, "bf16", 0.0)
-        export_weights(fresh.folder, [str(videos)])
+        export_weights(fresh.folder, [str(videos)], device="cpu")
         proofs = load(fresh.folder).spec.variants[WEIGHTS_VARIANT].proofs
         assert {proof.precision: proof.passed for proof in proofs} == {"fp32": True, "bf16": False}
         with pytest.raises(UsageError, match="no way to run the bundle with runner torch in precision bf16"):
-            harec_deploy.load(fresh.folder, runner="torch", precision="bf16")
+            harec_deploy.load(fresh.folder, runner="torch", precision="bf16", device="cpu")
 
     def test_fp32_that_fails_writes_nothing(self, fresh: Bundle, videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         before = (fresh.folder / "bundle.json").read_bytes()
@@ -189,17 +193,24 @@ class TestProof:
         with pytest.raises(
             ProofError, match=r"torch on torch in fp32 is not the trained model: .* Nothing was written"
         ):
-            export_weights(fresh.folder, [str(videos)])
+            export_weights(fresh.folder, [str(videos)], device="cpu")
         assert (fresh.folder / "bundle.json").read_bytes() == before
 
     def test_onnx_exported_beside_it_keeps_both(self, fresh: Bundle, videos: Path) -> None:
-        export_weights(fresh.folder, [str(videos)], max_clips=2)
+        export_weights(fresh.folder, [str(videos)], max_clips=2, device="cpu")
         export(fresh.folder, [str(videos)], max_clips=2)
         assert set(load(fresh.folder).spec.variants) == {WEIGHTS_VARIANT, "onnx-fp32"}
 
+    def test_by_the_command_line_too_and_auto_still_asks_for_an_export(self, fresh: Bundle, videos: Path) -> None:
+        arguments = ["export", str(fresh.folder), "--runner", "torch", "--clips", str(videos), "--max-clips", "1"]
+        app(args=arguments, standalone_mode=False)
+        assert set(load(fresh.folder).spec.variants) == {WEIGHTS_VARIANT}
+        with pytest.raises(BundleError, match="no variant yet: run harec-deploy export on it, or name --runner torch"):
+            harec_deploy.load(fresh.folder, device="cpu")
+
     def test_a_runner_of_graphs_is_no_runner_of_weights(self, weights: Path, videos: Path) -> None:
         with pytest.raises(UsageError, match="runner openvino takes no weights, only exported graphs"):
-            export_weights(weights, [str(videos)], runner="openvino")
+            export_weights(weights, [str(videos)], runner="openvino", device="cpu")
 
     def test_graphs_under_the_name_of_the_weights_are_refused(self, bundle: Path) -> None:
         edit(bundle, lambda spec: spec.update(variants={WEIGHTS_VARIANT: spec["variants"]["onnx-fp32"]}))
@@ -226,18 +237,22 @@ class TestFingerprint:
 
     def test_proofs_do_not_change_it(self, fresh: Bundle, videos: Path) -> None:
         before = fresh.fingerprint(WEIGHTS_VARIANT)
-        assert export_weights(fresh.folder, [str(videos)], max_clips=1).fingerprint(WEIGHTS_VARIANT) == before
+        assert (
+            export_weights(fresh.folder, [str(videos)], max_clips=1, device="cpu").fingerprint(WEIGHTS_VARIANT)
+            == before
+        )
 
 
 def test_a_folder_is_labelled_without_any_onnx_file(weights: Path, videos: Path, tmp_path: Path) -> None:
     said: list[str] = []
-    summary = label(weights, [str(videos)], Options(out=tmp_path / "labels.csv", runner="torch", announce=said.append))
+    options = Options(out=tmp_path / "labels.csv", runner="torch", device="cpu", announce=said.append)
+    summary = label(weights, [str(videos)], options)
     assert summary.statuses == {"ok": 6}
     assert "torch on torch in fp32" in said[0]
     with (tmp_path / "labels.csv").open() as stream:
         rows = {row["path"]: row for row in csv.DictReader(stream)}
     assert len(rows) == 6
-    recognizer = harec_deploy.load(weights, runner="torch")
+    recognizer = harec_deploy.load(weights, runner="torch", device="cpu")
     for path, row in rows.items():
         alone = recognizer.label(path)
         assert (row["label"], float(row["score"])) == (alone.label, pytest.approx(alone.score, abs=1e-5))
@@ -281,7 +296,7 @@ class TestParts:
 @pytest.mark.slow
 @pytest.mark.skipif(not (which("g++") or which("clang++")), reason="torch.compile needs a C++ compiler on the CPU")
 def test_compiled_it_gives_the_same(fresh: Bundle, videos: Path) -> None:
-    exact = harec_deploy.load(fresh.folder, runner="torch").predict(clips(2))
-    compiled = harec_deploy.load(fresh.folder, runner="torch-compile")
+    exact = harec_deploy.load(fresh.folder, runner="torch", device="cpu").predict(clips(2))
+    compiled = harec_deploy.load(fresh.folder, runner="torch-compile", device="cpu")
     assert str(compiled.execution) == "torch on torch-compile in fp32"
     np.testing.assert_allclose(compiled.predict(clips(2)), exact, atol=1e-5)

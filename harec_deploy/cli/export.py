@@ -44,4 +44,5 @@ def export(
         labels = f"{proof.top1_agreement:.1%} of {proof.clips} clips keep their label"
         way = f"{name} on {proof.runner} in {proof.precision}"
         console.say(f"{way}: {labels}, max |dp| {proof.max_abs_dp:.2g}: {verdict}")
-    console.say(f"written to {bundle}; next: harec-deploy label VIDEOS --bundle {bundle}")
+    by_name = "" if runner == "auto" else f" --runner {runner}"
+    console.say(f"written to {bundle}; next: harec-deploy label VIDEOS --bundle {bundle}{by_name}")

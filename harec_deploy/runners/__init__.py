@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from harec_deploy.bundle import Bundle, BundleSpec, Variant
+from harec_deploy.bundle import WEIGHTS_VARIANT, Bundle, BundleSpec, Variant
 from harec_deploy.devices import resolve
 from harec_deploy.errors import BundleError, MissingDependency, UsageError
 
@@ -135,7 +135,7 @@ def executions(
         there += (allowed := [e for e in every if _may_run(variants[e.variant], e)])
         if named := [e for e in allowed if precision in ("auto", e.precision)]:
             return named
-    if not spec.variants and not there:
+    if not there and spec.variants.keys() <= {WEIGHTS_VARIANT}:
         raise BundleError("the bundle has no variant yet: run harec-deploy export on it, or name --runner torch")
     told = ", ".join(map(str, there)) or "nothing"
     where = "" if device == "auto" else f" on {device}"
