@@ -4,7 +4,7 @@
     weights.safetensors    the PyTorch weights, the reference of every proof
     check.npz              a few real clips and the reference's logits: every machine tests itself on them
     onnx-fp32/             a variant: its graphs, `encoder.onnx` and `head.onnx`, or `model.onnx` for a clip-wise model
-    tensorrt-fp16-sm90/    another: plain TensorRT plans, `encoder.plan` and `head.plan`
+    tensorrt-fp16-sm90/    another: plain TensorRT plans, `encoder.plan` and `head.plan`, and the ONNX files they are of
 
 The variant "torch" is the weights themselves and has no files. It is there without being named in bundle.json, which
 names it once it has proofs.
@@ -103,8 +103,9 @@ class EngineSpec(_Part, frozen=True, kw_only=True):
     """What TensorRT plans were built with and for.
 
     tensorrt: its version. gpu, capability: the GPU's name and compute capability, such as "9.0".
+    workspace_bytes: scratch memory that a kernel may take, at most; None for all that the GPU has.
     profiles: of each graph, the smallest, tuned and largest batch of each optimisation profile.
-    source: the variant whose ONNX files were built; source_sha256: of each graph's file. lstm: "unroll" or "op".
+    sources: of each graph, the ONNX file that it was built from; it lies beside the plan, to be built again elsewhere.
     """
 
     tensorrt: str
@@ -112,10 +113,11 @@ class EngineSpec(_Part, frozen=True, kw_only=True):
     capability: str
     hardware_compatible: bool = False
     version_compatible: bool = False
+    optimization_level: int = 3
+    workspace_bytes: int | None = None
     lstm: Literal["unroll", "op"] = "unroll"
     profiles: dict[str, list[tuple[int, int, int]]]
-    source: str
-    source_sha256: dict[str, str]
+    sources: dict[str, FileRef]
 
 
 class Variant(_Part, frozen=True, kw_only=True):
@@ -202,6 +204,9 @@ class BundleSpec(_Part, frozen=True, kw_only=True):
             if graphs if weights else graphs not in GRAPH_SETS:
                 wanted = "none" if weights else "encoder and head, or model"
                 raise ValueError(f"variant {name!r} has graphs {sorted(graphs)}; expected {wanted}")
+            engine = variant.engine
+            if engine and not (engine.sources.keys() == graphs and engine.profiles.keys() == graphs):
+                raise ValueError(f"variant {name!r} has not an ONNX source and profiles for each of its plans")
 
     def ways(self) -> dict[str, Variant]:
         """Return every variant that can be executed, by name: those of bundle.json, and the weights."""
@@ -215,6 +220,8 @@ class BundleSpec(_Part, frozen=True, kw_only=True):
             yield self.check
         for variant in self.variants.values():
             yield from variant.graphs.values()
+            if variant.engine:
+                yield from variant.engine.sources.values()
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,9 +302,9 @@ def load(folder: Path) -> Bundle:
         _verify(folder, file)
     _check_weights(bundle)
     for variant in bundle.spec.variants.values():
-        for file in variant.graphs.values():
-            if not variant.engine:  # a plan is TensorRT's, and its hash is all that there is to check
-                _check_onnx(bundle.path(file))  # under any name: a runner looks at the content only
+        # A plan is TensorRT's, and its hash is all that there is to check.
+        for file in (variant.engine.sources if variant.engine else variant.graphs).values():
+            _check_onnx(bundle.path(file))  # under any name: a runner looks at the content only
     return bundle
 
 

@@ -83,6 +83,9 @@ class ProofError(HarecError):
     exit_status = 5
 
 
+_NOT_ON_PYPI = {"tensorrt": "--extra-index-url https://pypi.nvidia.com tensorrt-cu13"}  # no extra can bring it
+
+
 class MissingDependency(HarecError):
     """An optional package is needed; the message has the pip line.
 
@@ -92,7 +95,7 @@ class MissingDependency(HarecError):
     code = "missing_dependency"
 
     def __init__(self, package: str, extra: str, purpose: str, wanted: str = "") -> None:
-        wanted = wanted or f"'harec-deploy[{extra}]'"
+        wanted = wanted or _NOT_ON_PYPI.get(package, f"'harec-deploy[{extra}]'")
         super().__init__(f"{purpose} needs the package {package}: pip install {wanted}")
 
 

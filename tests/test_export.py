@@ -9,7 +9,6 @@ import onnx
 import pytest
 import torch
 
-import harec_deploy.export
 from harec_deploy.bundle import load
 from harec_deploy.errors import BundleError, ProofError, UsageError
 from harec_deploy.export import export
@@ -68,7 +67,7 @@ def test_one_changed_weight_fails_the_proof_and_leaves_nothing(
     folder = tmp_path / "bundle"
     write_bundle(folder)
     before = (folder / "bundle.json").read_bytes()
-    monkeypatch.setattr(harec_deploy.export, "write_graphs", with_a_changed_weight(amount))
+    monkeypatch.setattr("harec_deploy.export.onnx.write_graphs", with_a_changed_weight(amount))
     with pytest.raises(ProofError, match=r"is not the trained model: .* Nothing was written") as caught:
         export(folder, [str(videos)])
     assert caught.value.exit_status == 5
@@ -79,7 +78,7 @@ def test_one_changed_weight_fails_the_proof_and_leaves_nothing(
 def test_a_failed_proof_keeps_the_variant_that_was_there(
     bundle: Path, videos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(harec_deploy.export, "write_graphs", with_a_changed_weight(50.0))
+    monkeypatch.setattr("harec_deploy.export.onnx.write_graphs", with_a_changed_weight(50.0))
     with pytest.raises(ProofError):
         export(bundle, [str(videos)])
     assert "onnx-fp32" in load(bundle).spec.variants

@@ -22,11 +22,8 @@ from harec_deploy.bundle import (
 )
 from harec_deploy.devices import resolve
 from harec_deploy.errors import BundleError, ProofError, UsageError
-from harec_deploy.export.onnx import write_graphs
-from harec_deploy.export.torch import prove_weights
 from harec_deploy.export.verify import Check, ProofClips, failure, prove, read_clips, reference_logits
 from harec_deploy.files import atomic_folder, atomic_write
-from harec_deploy.models import from_bundle
 from harec_deploy.recognizer import Recognizer
 from harec_deploy.runners import Execution, Runner, candidates, installed
 
@@ -56,6 +53,10 @@ def export(
         ProofError: a runner gives other labels than PyTorch, or none here executes such graphs; then the bundle stays
             as it was.
     """
+    from harec_deploy.export.onnx import write_graphs  # these import torch, and rebuilding a plan needs none
+    from harec_deploy.export.torch import prove_weights
+    from harec_deploy.models import from_bundle
+
     bundle, name = load(folder), f"onnx-{precision}"
     model = from_bundle(bundle)
     progress("decoding clips for the proof")
@@ -109,6 +110,9 @@ def export_weights(
         UsageError: no clips for the proof, no such runner or device, or the runner takes no weights.
         ProofError: fp32 gives other labels than the reference; then nothing is written.
     """
+    from harec_deploy.export.torch import prove_weights
+    from harec_deploy.models import from_bundle
+
     bundle = load(folder)
     runners = [each for there in candidates(runner, device) for each in there]
     if not all(each.precisions(bundle.spec.ways()[WEIGHTS_VARIANT]) for each in runners):

@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from harec_deploy.bundle import BundleSpec, Proof
 from harec_deploy.decode import choose
@@ -15,6 +14,9 @@ from harec_deploy.errors import ProofError, UsageError, VideoError
 from harec_deploy.recognizer import Recognizer, softmax
 from harec_deploy.runners import Execution
 from harec_deploy.sampling import whole
+
+if TYPE_CHECKING:
+    from torch import nn
 
 MIN_AGREEMENT = 0.99
 Check = tuple[NDArray[np.uint8], NDArray[np.float32]]  # a bundle's check clips and PyTorch's logits of them
@@ -55,8 +57,10 @@ def read_clips(spec: BundleSpec, inputs: Sequence[str], limit: int) -> ProofClip
     return ProofClips(names, np.stack(clips))
 
 
-def reference_logits(model: nn.Module, clips: ProofClips) -> NDArray[np.float32]:
+def reference_logits(model: "nn.Module", clips: ProofClips) -> NDArray[np.float32]:
     """Return PyTorch's logits of the clips: float32 (N, C)."""
+    import torch  # a plan is proved on logits that a bundle has kept, without it
+
     with torch.inference_mode():
         parts = [model(torch.from_numpy(clip[None])).numpy() for clip in clips.pixels]
     return np.concatenate(parts)
