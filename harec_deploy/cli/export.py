@@ -1,11 +1,15 @@
-"""harec-deploy export: a bundle's weights become ONNX graphs, proved on real clips."""
+"""harec-deploy export: a bundle's weights become ONNX graphs or TensorRT plans, proved on real clips."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from harec_deploy.cli import console
+from harec_deploy.errors import UsageError
+
+if TYPE_CHECKING:
+    from harec_deploy.bundle import Bundle
 
 
 def export(
@@ -14,35 +18,77 @@ def export(
         list[str] | None,
         typer.Option("--clips", help="Videos or folders for the proof; the held-out clips of training by default."),
     ] = None,
-    precision: Annotated[Literal["fp32", "fp16", "bf16"], typer.Option(help="Types inside the graphs.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="Types in the graphs: fp32, fp16, bf16; of plans also int8.")] = "fp32",
     lstm: Annotated[
-        Literal["op", "unroll"], typer.Option(help="The LSTM as one operator, or its steps written out.")
-    ] = "op",
+        str | None,
+        typer.Option(help="op, one operator, or unroll, its steps written out; unroll for plans, else op."),
+    ] = None,
     max_clips: Annotated[int, typer.Option(min=1, help="Clips in the proof, at most.")] = 100,
+    device: Annotated[str, typer.Option(help="Where it is proved, and plans are built: auto, cpu, cuda:N.")] = "auto",
     runner: Annotated[
         str, typer.Option(help="torch or torch-compile: prove the weights as they are, and write no graphs.")
     ] = "auto",
+    tensorrt: Annotated[
+        bool, typer.Option("--tensorrt", help="Build TensorRT plans for the GPU that is here.")
+    ] = False,
+    workspace_gib: Annotated[
+        float | None,
+        typer.Option(min=0, help="Scratch memory of a plan's kernels, at most; all of the GPU's by default."),
+    ] = None,
+    optimization_level: Annotated[int, typer.Option(help="0 to 5: more builds longer, and may run faster.")] = 3,
+    hardware_compatible: Annotated[
+        bool, typer.Option("--hardware-compatible", help="Plans for every GPU from Ampere on; slower.")
+    ] = False,
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="Plans for later TensorRT versions too; slower.")
+    ] = False,
 ) -> None:
-    """Export to ONNX. Every runner here must give PyTorch's labels on real clips, or nothing is written (exit 5)."""
+    """Export to ONNX or TensorRT. It must give PyTorch's labels on real clips, or nothing is written (exit 5)."""
+    if tensorrt and runner != "auto":
+        raise UsageError("--tensorrt builds plans, --runner proves the weights as they are: give one of them")
+    how = {"max_clips": max_clips, "device": device, "progress": console.say}
     try:
-        from harec_deploy.bundle import WEIGHTS_VARIANT
-        from harec_deploy.export import export as export_bundle
-        from harec_deploy.export import export_weights
+        if tensorrt:
+            plan = {
+                "workspace_bytes": None if workspace_gib is None else int(workspace_gib * (1 << 30)),
+                "optimization_level": optimization_level,
+                "hardware_compatible": hardware_compatible,
+                "version_compatible": version_compatible,
+            }
+            exported = _export_plans(bundle, clips or [], precision, lstm or "unroll", {**how, **plan})
+        elif runner == "auto":
+            from harec_deploy.export import export as export_graphs
+
+            exported = export_graphs(bundle, clips or (), precision=precision, lstm=lstm or "op", **how)  # type: ignore[arg-type]
+        else:
+            from harec_deploy.export import export_weights
+
+            exported = export_weights(bundle, clips or (), runner=runner, **how)  # type: ignore[arg-type]
     except ModuleNotFoundError as error:
         raise console.missing(error, "export", "harec-deploy export") from None
-
-    if runner == "auto":
-        exported = export_bundle(
-            bundle, clips or (), precision=precision, lstm=lstm, max_clips=max_clips, progress=console.say
-        )
-        name = f"onnx-{precision}"
-    else:
-        exported = export_weights(bundle, clips or (), runner=runner, max_clips=max_clips, progress=console.say)
-        name = WEIGHTS_VARIANT
-    for proof in exported.spec.variants[name].proofs:
-        verdict = "proved" if proof.passed else "not used: fails its proof"
-        labels = f"{proof.top1_agreement:.1%} of {proof.clips} clips keep their label"
-        way = f"{name} on {proof.runner} in {proof.precision}"
-        console.say(f"{way}: {labels}, max |dp| {proof.max_abs_dp:.2g}: {verdict}")
+    _say_proofs(exported)
     by_name = "" if runner == "auto" else f" --runner {runner}"
     console.say(f"written to {bundle}; next: harec-deploy label VIDEOS --bundle {bundle}{by_name}")
+
+
+def _export_plans(bundle: Path, clips: list[str], precision: str, lstm: str, how: dict[str, object]) -> "Bundle":
+    from harec_deploy.export.tensorrt import export_tensorrt
+
+    with console.progress_bar("building", 100) as (shown, task):
+        return export_tensorrt(
+            bundle,
+            clips,
+            precision=precision,
+            lstm=lstm,
+            bar=lambda share, note: shown.update(task, completed=int(100 * share), note=note),
+            **how,  # type: ignore[arg-type]
+        )
+
+
+def _say_proofs(exported: "Bundle") -> None:
+    for name, variant in exported.spec.variants.items():
+        for proof in variant.proofs:
+            verdict = "proved" if proof.passed else "not used: fails its proof"
+            labels = f"{proof.top1_agreement:.1%} of {proof.clips} clips keep their label"
+            way = f"{name} on {proof.runner} in {proof.precision}"
+            console.say(f"{way}: {labels}, max |dp| {proof.max_abs_dp:.2g}: {verdict}")
