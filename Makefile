@@ -3,6 +3,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := demo
+# Both ends of the TensorRT versions that are supported. The bindings alone are small and run without a GPU: tests
+# hold every call against them.
+TENSORRT := 10.13.3.9 11.4.0.106
 STEP = @printf '\n== %s\n'
 
 .PHONY: demo test lint format clean
@@ -12,6 +15,8 @@ STEP = @printf '\n== %s\n'
 	    { echo "Python 3.10 to 3.13 is needed, $(PYTHON) is another: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv --clear .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,export,ort,dev]'
+	for version in $(TENSORRT); do $(BIN)/pip install --quiet --no-deps --target .venv/tensorrt-$$version \
+	    tensorrt-cu13-bindings==$$version || exit 1; done
 	@touch $@
 
 demo: .venv/.ready
