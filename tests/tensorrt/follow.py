@@ -22,8 +22,6 @@ class Follower:
             self._statements(self.tree.body, self.globals, "")
         self.faults = sorted(set(self.faults), key=lambda text: (int(text.split(":")[0]), text))
 
-    # --- what the bindings say -------------------------------------------------------------------------------------
-
     def member(self, name: str, attribute: str) -> dict[str, Any] | None:
         """Look an attribute up in a class of the bindings; inherited ones are listed there too."""
         found: dict[str, Any] | None = self.api["classes"][name]["members"].get(attribute)
@@ -45,8 +43,6 @@ class Follower:
 
     def fault(self, node: ast.AST, text: str) -> None:
         self.faults.append(f"{getattr(node, 'lineno', 0)}: {text}")
-
-    # --- annotations -----------------------------------------------------------------------------------------------
 
     def annotated(self, node: ast.expr | None) -> Kind:
         """Return what an annotation promises."""
@@ -72,8 +68,6 @@ class Follower:
             kind = self.value(node, self.globals)
             return Kind("object", kind.name) if kind.what == "class" else PLAIN
         return PLAIN
-
-    # --- statements ------------------------------------------------------------------------------------------------
 
     def _statements(self, body: list[ast.stmt], env: dict[str, Kind], inside: str) -> None:
         for node in body:
@@ -185,8 +179,8 @@ class Follower:
             env[target.id] = kind if env is self.globals else join(kind, env.get(target.id, PLAIN))
         elif isinstance(target, (ast.Tuple, ast.List)):
             for place, each in enumerate(target.elts):
-                part = kind.of[place] if kind.what == "row" and place < len(kind.of) else kind
-                self.bind(each, part.of[0] if part.what == "box" else part, env)
+                part = kind.of[0] if kind.what == "box" else kind
+                self.bind(each, kind.of[place] if kind.what == "row" and place < len(kind.of) else part, env)
         elif isinstance(target, ast.Attribute):
             owner = self.value(target.value, env)
             if owner.what == "object" and owner.name in self.locals:
@@ -239,8 +233,6 @@ class Follower:
         local = self.locals[kind.name]
         inside = any(self._carries(each, {*seen, kind.name}) for each in local.attributes.values())
         return kind.what == "object" and (bool(local.base) or inside)
-
-    # --- expressions -----------------------------------------------------------------------------------------------
 
     def value(self, node: ast.expr, env: dict[str, Kind]) -> Kind:
         """Return what an expression is, and check all that is in it."""
@@ -399,8 +391,6 @@ class Follower:
                 self.fault(node, f"{owner.name}.{node.attr} is a property, asked of the class")
             return self.kind_of(found["returns"])
         return Kind("method", node.attr, (owner,))
-
-    # --- calls -----------------------------------------------------------------------------------------------------
 
     def _call(self, node: ast.Call, env: dict[str, Kind]) -> Kind:
         raise NotImplementedError

@@ -3,13 +3,15 @@
 import json
 import os
 import subprocess
+import textwrap
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.tensorrt import bindings, fake_builder
+from tests.tensorrt import bindings
 from tests.tensorrt.contract import Checker, fake_faults, imports_tensorrt
 
 ROOT = Path(__file__).parents[2]
@@ -19,6 +21,7 @@ SOURCES = [
     for path in sorted((ROOT / folder).rglob("*.py"))
     if imports_tensorrt(path.read_text())
 ]
+FAKES = [path for path in sorted(Path(__file__).parent.glob("fake_*.py")) if path.stem != "fake_cuda"]
 Run = Callable[..., str]
 
 
@@ -60,14 +63,16 @@ def test_what_the_build_is_made_of_was_seen(api: dict[str, Any]) -> None:
     assert {"IBuilderConfig.set_timing_cache()", "BuilderFlag.TF32", "IProgressMonitor.step_complete"} <= used
 
 
-def test_every_method_of_the_fake_is_in_the_bindings(api: dict[str, Any]) -> None:
+def test_every_method_of_the_fakes_is_in_the_bindings(api: dict[str, Any]) -> None:
+    modules = [import_module(f"tests.tensorrt.{path.stem}") for path in FAKES]
     fakes = [
         (cls.__qualname__, cls)
-        for holder in (fake_builder, fake_builder.ILogger)
+        for module in modules
+        for holder in (module, module.ILogger)
         for cls in vars(holder).values()
-        if isinstance(cls, type) and cls.__module__ == fake_builder.__name__ and not cls.__name__.startswith("_")
+        if isinstance(cls, type) and cls.__module__ == module.__name__ and not cls.__name__.startswith("_")
     ]
-    assert "ILogger.Severity" in dict(fakes)
+    assert {"Builder", "ILogger.Severity"} <= dict(fakes).keys()
     assert fake_faults(fakes, api) == []
 
 
@@ -153,6 +158,10 @@ WRONG: dict[str, tuple[str, str]] = {
         "class A:\n e: trt.ICudaEngine\ndef f(many: list[A]) -> int:\n return sorted(many, key=lambda a: a.e.size)[0]",
         "ICudaEngine has no size",
     ),
+    "tuple followed": (
+        "def f(a: list[tuple[str, trt.ICudaEngine]]) -> None:\n b, c = a, 1\n for name, e in b:\n  name.x, e.destroy()",
+        "ICudaEngine has no destroy",
+    ),
     "not annotated": ("def f(e) -> int:\n return e.num_io_tensors", "cannot tell what .num_io_tensors is asked of"),
     "annotated as Any": (
         "def f(e: Any) -> int:\n return e.num_io_tensors",
@@ -225,8 +234,6 @@ def test_a_right_use_is_none(api: dict[str, Any]) -> None:
     def map_errors(parser: trt.OnnxParser) -> list[trt.ParserError]:
         return [parser.get_error(i) for i in range(parser.num_errors)]
     """
-    import textwrap
-
     checker = Checker(HEAD + textwrap.dedent(source), api)
     assert checker.faults == []
     assert "Builder.build_serialized_network()" in checker.used
