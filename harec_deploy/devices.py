@@ -54,7 +54,8 @@ def _cuda_device(driver: ctypes.CDLL, index: int, served: tuple[int, int]) -> Cu
 
 def cuda_device(device: str) -> CudaDevice:
     """Return the GPU called "cuda:N". Raises UsageError where there is none of that number."""
-    return next(each for each in cuda_devices() if str(each) == resolve(device)[0])
+    wanted = resolve(device)[0]
+    return next(each for each in cuda_devices() if str(each) == wanted)
 
 
 def resolve(device: str) -> tuple[str, ...]:

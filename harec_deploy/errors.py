@@ -5,6 +5,8 @@ HarecError                  exit 1   the run could not go on
 ├── OutputLocked            exit 4   another live run writes the same output
 ├── ProofError              exit 5   a variant does not give the labels of the reference
 ├── BundleError             exit 1   the bundle is damaged, foreign or of another version
+│   └── PlanRefused         exit 1   a TensorRT plan is of another TensorRT or GPU
+├── DeviceError             exit 1   the GPU or its driver fails
 ├── OutputError             exit 1   the output cannot be written or does not belong to this run
 ├── MissingDependency       exit 1   an optional package is needed and not installed
 └── VideoError              (a row)  one video cannot be labelled; the run goes on and exits 3
@@ -61,6 +63,26 @@ class BundleError(HarecError):
     """The bundle is damaged, does not fit together, or has an unknown schema version."""
 
     code = "bad_bundle"
+
+
+class PlanRefused(BundleError):
+    """A TensorRT plan was built by another TensorRT, or for another GPU, than is here; it can be built again.
+
+    variant: whose plan it is. device: the GPU that refuses it, "cuda:N".
+    """
+
+    code = "plan_refused"
+
+    def __init__(self, message: str, variant: str, device: str) -> None:
+        super().__init__(message)
+        self.variant = variant
+        self.device = device
+
+
+class DeviceError(HarecError):
+    """The GPU or its driver fails."""
+
+    code = "device_failed"
 
 
 class OutputError(HarecError):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from harec_deploy.bundle import Bundle, BundleSpec
 from harec_deploy.bundle import load as load_bundle
 from harec_deploy.decode import VideoInfo, choose
-from harec_deploy.errors import BundleError, UsageError, VideoError
+from harec_deploy.errors import BundleError, DeviceError, HarecError, PlanRefused, UsageError, VideoError
 from harec_deploy.runners import Execution, Graph, executions
 from harec_deploy.sampling import Window, Windowing
 from harec_deploy.segments import Segment, label_of, merge
@@ -64,7 +64,10 @@ class VideoResult:
 
 
 class Recognizer:
-    """Runs a bundle's graphs; make one with ``harec_deploy.load``."""
+    """Runs a bundle's graphs; make one with ``harec_deploy.load``.
+
+    reason: why it runs in the way that it does, in words. refused: ways that were tried before it and do not run.
+    """
 
     def __init__(self, bundle: Bundle, execution: Execution, *, threads: int | None = None) -> None:
         """Load the graphs of ``execution`` and test them on the bundle's check clips.
@@ -76,9 +79,11 @@ class Recognizer:
         self.spec: BundleSpec = bundle.spec
         self.execution = execution
         self.reason = "the only way that was asked for and is proved"
+        self.refused: list[HarecError] = []
         self._graphs: dict[str, Graph] = {
             **execution.runner.load(bundle, execution.variant, precision=execution.precision, threads=threads)
         }
+        self._notes = execution.runner.notes
         self._try()
         self._check()
 
@@ -255,17 +260,16 @@ def load(
 
     Raises:
         BundleError: the bundle is damaged or has no variant.
+        PlanRefused: all that it has are TensorRT plans for other machines, or one of those was asked for.
+        DeviceError: the GPU or its driver fails.
         UsageError: nothing here runs it as asked.
     """
     checked = load_bundle(Path(bundle))
     ways = executions(checked.spec, runner, precision, device)
-    ready: list[Recognizer] = []
-    refused: list[BundleError] = []
-    for way in ways:
-        try:
-            ready.append(Recognizer(checked, way, threads=threads))
-        except BundleError as error:
-            refused.append(error)
+    ready, refused = _load_all(checked, ways, threads)
+    if not ready and runner == device == "auto" and ways[0].runner.device != "cpu":
+        more, errors = _load_all(checked, _on_cpu(checked.spec, precision), threads)
+        ready, refused = more, [*refused, *errors]
     if not ready:
         raise refused[0]
     if len(ready) > 1:
@@ -274,7 +278,40 @@ def load(
         several = len({each.execution.variant for each in ready}) > 1
         told = (f"{_way(each.execution, several)} {speeds[each]:.1f}" for each in ready)
         ready[0].reason = f"the fastest here, in clips/s: {', '.join(told)}"
-    return ready[0]
+    chosen = ready[0]
+    chosen.refused = [error for error in refused if not _is_replaced(error, checked.spec, ready)]
+    chosen.reason = "; ".join([chosen.reason, *chosen._notes, *(f"not used: {error}" for error in chosen.refused)])
+    return chosen
+
+
+def _load_all(
+    bundle: Bundle, ways: Iterable[Execution], threads: int | None
+) -> tuple[list[Recognizer], list[HarecError]]:
+    """Return the ways that run, and why the others do not."""
+    ready: list[Recognizer] = []
+    refused: list[HarecError] = []
+    for way in ways:
+        try:
+            ready.append(Recognizer(bundle, way, threads=threads))
+        except (BundleError, DeviceError) as error:
+            refused.append(error)
+    return ready, refused
+
+
+def _on_cpu(spec: BundleSpec, precision: str) -> list[Execution]:
+    """Return the ways that are left where nothing runs on the GPU; none if the CPU has none."""
+    try:
+        return executions(spec, "auto", precision, "cpu")
+    except UsageError:
+        return []
+
+
+def _is_replaced(error: HarecError, spec: BundleSpec, ready: Iterable[Recognizer]) -> bool:
+    """Tell whether a plan is for another machine and the bundle has one for this: nobody misses it."""
+    if not isinstance(error, PlanRefused):
+        return False
+    wanted = ("tensorrt", spec.variants[error.variant].precision)
+    return any((each.execution.runner.name, each.execution.precision) == wanted for each in ready)
 
 
 def _way(execution: Execution, several: bool) -> str:

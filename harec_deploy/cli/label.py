@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
 
+    from harec_deploy.bundle import Bundle
     from harec_deploy.label.options import Progress
     from harec_deploy.label.run import Summary
 
@@ -32,8 +34,13 @@ def label(
         "labels.jsonl"
     ),
     device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
-    runner: Annotated[str, typer.Option(help="auto, openvino, onnx, onnx-trt, torch or torch-compile.")] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, fp32, fp16 or bf16.")] = "auto",
+    runner: Annotated[
+        str, typer.Option(help="auto, openvino, onnx, onnx-trt, torch, torch-compile or tensorrt.")
+    ] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, fp32, fp16, bf16 or int8.")] = "auto",
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Build TensorRT plans again that are of another TensorRT or GPU.")
+    ] = False,
     workers: Annotated[str, typer.Option(metavar="N|auto", help="Videos decoded at a time.")] = "auto",
     timeout: Annotated[float, typer.Option(help="Seconds for decoding a video, or part of a long one.")] = 120,
     window: Annotated[
@@ -70,11 +77,13 @@ def label(
     from harec_deploy.label.options import Options
     from harec_deploy.label.run import label as label_videos
 
+    announce = _say_nothing if quiet else console.say
     options = Options(
         out=out,
         device=device,
         runner=runner,
         precision=precision,
+        rebuild=partial(_rebuild, announce) if rebuild else None,
         top_k=top_k,
         workers=console.count(workers, "--workers"),
         limits=Limits(seconds=timeout),
@@ -92,7 +101,7 @@ def label(
         follow_links=follow_links,
         restart=restart,
         retry_failed=retry_failed,
-        announce=_say_nothing if quiet else console.say,
+        announce=announce,
     )
     with console.Signals(options.stop) as signals, console.progress_bar("labelling") as (bar, task):
         if not quiet:
@@ -105,6 +114,14 @@ def label(
     if not quiet:
         _say_summary(summary, out)
     _exit(summary, signals)
+
+
+def _rebuild(announce: Callable[[str], None], bundle: "Bundle", variant: str, device: str) -> None:
+    try:
+        exporter = import_module("harec_deploy.export.tensorrt")
+    except ModuleNotFoundError as error:
+        raise console.missing(error, "tensorrt", "--rebuild") from None
+    exporter.rebuild(bundle, variant, device, progress=announce)
 
 
 def _say_nothing(_: object) -> None:

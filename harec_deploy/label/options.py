@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from harec_deploy.bundle import Bundle
 from harec_deploy.errors import UsageError
 from harec_deploy.files import lock_path
 from harec_deploy.label import features, outputs
@@ -48,6 +49,8 @@ class Options:
         each video as a whole. stride_s: from one window to the next; a quarter of a window by default.
     smooth, min_segment_s: how windows become segments; min_segment_s is half a window by default.
     min_score: below it a label is "unknown".
+    rebuild: builds TensorRT plans again that were made for another TensorRT or GPU, called with the bundle, the
+        variant and the device; without it they are refused.
     max_errors: stop when so many videos failed, or "5%" of all.
     features: a table of feature vectors to write when the run ends; vtt, annotate: folders for captions,
         and for copies of the videos with their labels drawn in.
@@ -70,6 +73,7 @@ class Options:
     min_segment_s: float | None = None
     min_score: float = 0.0
     max_errors: str | None = None
+    rebuild: Callable[[Bundle, str, str], object] | None = None
     all_files: bool = False
     follow_links: bool = False
     restart: bool = False

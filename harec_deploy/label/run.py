@@ -13,9 +13,10 @@ import msgspec
 import numpy as np
 
 from harec_deploy import __version__
+from harec_deploy.bundle import load as load_bundle
 from harec_deploy.decode import DECODERS, choose
 from harec_deploy.discover import Discovery, VideoFile, discover
-from harec_deploy.errors import OutputError, UsageError
+from harec_deploy.errors import OutputError, PlanRefused, UsageError
 from harec_deploy.files import atomic_write
 from harec_deploy.label import outputs
 from harec_deploy.label.annotate import annotate_all
@@ -158,7 +159,7 @@ def _load(bundle: Path, options: Options) -> Recognizer:
         runner = begun.runner
     if begun and precision == "auto":
         precision = begun.precision
-    recognizer = load(bundle, runner=runner, precision=precision, device=options.device)
+    recognizer = _open(bundle, runner, precision, options)
     if options.features and not recognizer.framewise:
         raise UsageError("--features: this model takes whole clips and has no features of frames")
     if options.min_score and UNKNOWN in recognizer.spec.classes:
@@ -166,6 +167,24 @@ def _load(bundle: Path, options: Options) -> Recognizer:
             f"--min-score: the bundle has a class {UNKNOWN!r} of its own, so rows could not tell them apart"
         )
     return recognizer
+
+
+def _open(bundle: Path, runner: str, precision: str, options: Options) -> Recognizer:
+    """Load the bundle; with options.rebuild, once more after plans that do not fit were built again."""
+    misfits: list[PlanRefused] = []
+    try:
+        recognizer = load(bundle, runner=runner, precision=precision, device=options.device)
+        misfits += [error for error in recognizer.refused if isinstance(error, PlanRefused)]
+    except PlanRefused as error:
+        if not options.rebuild:
+            raise
+        misfits.append(error)
+    if not (options.rebuild and misfits):
+        return recognizer
+    for misfit in misfits:
+        options.announce(f"building TensorRT plans again: {str(misfit).partition(': build')[0]}")
+        options.rebuild(load_bundle(bundle), misfit.variant, misfit.device)
+    return load(bundle, runner=runner, precision=precision, device=options.device)
 
 
 def make_header(recognizer: Recognizer, options: Options) -> Header:

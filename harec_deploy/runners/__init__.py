@@ -28,6 +28,7 @@ class Runner(Protocol):
 
     device: "cpu" or "cuda:N". hardware: the GPU's name, or "".
     batch_frames: how many frames the encoder takes at a time; more gains nothing.
+    notes: what a person should know of the variant that was loaded last.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Runner(Protocol):
     device: str
     hardware: str
     batch_frames: int
+    notes: list[str]
 
     def precisions(self, variant: Variant) -> tuple[str, ...]:
         """Return the precisions that this machine can execute ``variant`` in; none for files of another runner."""
@@ -62,6 +64,7 @@ RUNNERS = {
     "onnx-trt": Entry("harec_deploy.runners.onnx_trt:OnnxTensorRTRunner", "gpu", ("cuda",), ()),
     "torch": Entry("harec_deploy.runners.torch:TorchRunner", "torch", ("cpu", "cuda"), ("cuda",)),
     "torch-compile": Entry("harec_deploy.runners.torch:CompiledTorchRunner", "torch", ("cpu", "cuda"), ()),
+    "tensorrt": Entry("harec_deploy.runners.tensorrt:TensorRTRunner", "tensorrt", ("cuda",), ("cuda",)),
 }
 
 
@@ -93,8 +96,9 @@ def get(name: str, device: str = "cpu") -> Runner:
     module, _, attribute = entry.target.partition(":")
     try:
         runner: Runner = getattr(import_module(module), attribute)(device)
-    except ModuleNotFoundError as error:
-        raise MissingDependency(error.name or name, entry.extra or "ort", f"runner {name}") from None
+    except ImportError as error:  # also of a library that the package loads
+        package = (error.name or name).partition(".")[0].removesuffix("_bindings")
+        raise MissingDependency(package, entry.extra or "ort", f"runner {name}") from None
     return runner
 
 

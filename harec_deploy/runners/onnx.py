@@ -89,6 +89,7 @@ class OnnxRunner:
         self.device = device
         self.hardware = ""
         self.batch_frames = 16
+        self.notes: list[str] = []
         if device != "cpu":
             self.hardware = cuda_device(device).name
             self.batch_frames = CUDA_BATCH_FRAMES

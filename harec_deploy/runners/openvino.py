@@ -41,6 +41,7 @@ class OpenVINORunner:
 
     def __init__(self, device: str = "cpu") -> None:
         self.device = device
+        self.notes: list[str] = []
         self._core = openvino.Core()
 
     def precisions(self, variant: Variant) -> tuple[str, ...]:

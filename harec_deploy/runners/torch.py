@@ -75,6 +75,7 @@ class TorchRunner:
     def __init__(self, device: str = "cpu") -> None:
         self.device = device
         self.hardware = ""
+        self.notes: list[str] = []
         self.batch_frames = 16
         if device != "cpu":
             gpu = cuda_device(device)
