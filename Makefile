@@ -14,7 +14,7 @@ STEP = @printf '\n== %s\n'
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || \
 	    { echo "Python 3.10 to 3.13 is needed, $(PYTHON) is another: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv --clear .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,export,ort,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,export,ort,dali,dev]'
 	for version in $(TENSORRT); do $(BIN)/pip install --quiet --no-deps --target .venv/tensorrt-$$version \
 	    tensorrt-cu13-bindings==$$version || exit 1; done
 	@touch $@

@@ -6,14 +6,17 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from harec_deploy.decode import Frames, Size, Timestamps, VideoInfo
+from harec_deploy.decode import Frames, Refused, Size, Timestamps, VideoInfo
 from harec_deploy.decode.pyav import PyAVDecoder
+from harec_deploy.errors import VideoError
 
 
 def hang() -> None:
@@ -111,3 +114,53 @@ class FaultyDecoder(PyAVDecoder):
             if number == 2 and "midway" in path.name:
                 os.kill(os.getpid(), signal.SIGSEGV)
             yield part
+
+
+class FaultyBatch:
+    """A decoder of several videos, in batches of three, whose fault is in a file's name: the video itself is sound.
+
+    REFUSE, NONE: it refuses the video, or has no answer. TWICE: it has two. STRANGER: an answer for no job.
+    SHAPE, PART, MANY: frames of another size, not the last ones, more than fit. Or a name of FAULTS.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+
+    def decode_many(
+        self,
+        videos: Iterable[tuple[Any, Path]],
+        timestamps_s: Timestamps,
+        size: Size,
+        count: int,
+        beat: Callable[[], None] = lambda: None,
+    ) -> Iterator[tuple[Any, Frames | Refused | VideoError]]:
+        """Decode as the reference decoder does, or commit the faults."""
+        jobs = list(videos)
+        for first in range(0, len(jobs), 3):
+            beat()
+            yield from [each for job in jobs[first : first + 3] for each in self._one(*job, timestamps_s, size, count)]
+
+    def _one(
+        self, key: Any, path: Path, timestamps_s: Timestamps, size: Size, count: int
+    ) -> Iterator[tuple[Any, Frames | Refused | VideoError]]:
+        for name, fault in FAULTS.items():
+            if name.decode() in path.name:
+                fault()
+        if "REFUSE" in path.name:
+            yield key, Refused("as asked")
+        if "REFUSE" in path.name or "NONE" in path.name:
+            return
+        try:
+            frames = next(PyAVDecoder().stream(path, timestamps_s, size, count))
+        except VideoError as error:
+            yield key, error
+            return
+        if "SHAPE" in path.name:
+            frames = replace(frames, pixels=frames.pixels[:, :-1])
+        if "PART" in path.name:
+            frames = replace(frames, last=False)
+        if "MANY" in path.name:
+            frames = replace(frames, pixels=np.repeat(frames.pixels, count, axis=0))
+        yield "nobody" if "STRANGER" in path.name else key, frames
+        if "TWICE" in path.name:
+            yield key, frames

@@ -41,6 +41,7 @@ def label(
     rebuild: Annotated[
         bool, typer.Option("--rebuild", help="Build TensorRT plans again that are of another TensorRT or GPU.")
     ] = False,
+    decoder: Annotated[str, typer.Option(help="auto, pyav, dali, or both from one queue.")] = "auto",
     workers: Annotated[str, typer.Option(metavar="N|auto", help="Videos decoded at a time.")] = "auto",
     timeout: Annotated[float, typer.Option(help="Seconds for decoding a video, or part of a long one.")] = 120,
     window: Annotated[
@@ -84,6 +85,7 @@ def label(
         runner=runner,
         precision=precision,
         rebuild=partial(_rebuild, announce) if rebuild else None,
+        decoder=decoder,
         top_k=top_k,
         workers=console.count(workers, "--workers"),
         limits=Limits(seconds=timeout),
@@ -139,6 +141,8 @@ def _shown(bar: "Bar", task: "TaskID") -> "Callable[[Progress], None]":
             f"{progress.videos_per_s:.1f} videos/s, {progress.failed} failed; "
             f"engine {stages.engine_busy:.0%}, decode {stages.decode_busy:.0%} busy"
         )
+        if stages.batch_name:
+            note += f", {stages.batch_name} {stages.batch_busy:.0%}"
         bar.update(task, completed=progress.done, total=progress.total, note=note)
         if bar.disable and time.monotonic() - said >= LINE_EVERY_S:
             said = time.monotonic()
@@ -188,6 +192,8 @@ def _say_summary(summary: "Summary", out: Path) -> None:
     if summary.done:
         speed = f"{summary.videos_per_s:.1f} videos/s, {summary.times_real_time:.0f} times real time"
         console.say(f"{speed}; {summary.stages.bound_by()}")
+        if routes := summary.stages.routes_told():
+            console.say(routes)
     if not summary.stopped:
         console.say(f"written to {out}")
 

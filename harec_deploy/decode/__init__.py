@@ -1,16 +1,17 @@
 """Videos in, frames out: the decoder protocol, the values that cross it and the table of decoders."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from harec_deploy.errors import UsageError
+from harec_deploy.errors import MissingDependency, UsageError, VideoError
 
 MAX_PIXELS = 8192 * 4608  # a frame of 8K video fits, one of 16K does not
 
@@ -106,17 +107,59 @@ class Decoder(Protocol):
         """
 
 
-DECODERS = {"pyav": "harec_deploy.decode.pyav:PyAVDecoder"}
+class Refused(Exception):
+    """A decoder leaves this video to the reference decoder, which takes every video; ``str()`` says why."""
 
 
-def choose(name: str = "auto") -> Decoder:
-    """Return the decoder called ``name``; "auto" takes the best one for this machine.
+Key = TypeVar("Key")
+
+
+class BatchDecoder(Protocol):
+    """Turns many videos into frames at once."""
+
+    def decode_many(
+        self,
+        videos: Iterable[tuple[Key, Path]],
+        timestamps_s: Timestamps,
+        size: Size,
+        count: int,
+        beat: Callable[[], None] = lambda: None,
+    ) -> Iterator[tuple[Key, Frames | Refused | VideoError]]:
+        """Yield what became of each video under its key, in any order: one answer for each.
+
+        The Frames are those that ``Decoder.stream`` would give, all at once; a video of which more than ``count`` are
+        asked for is refused. ``beat`` is called at each step forward: a decoder that does not call it for long hangs.
+        """
+
+
+DECODERS = {"pyav": "harec_deploy.decode.pyav:PyAVDecoder", "dali": "harec_deploy.decode.dali:DaliDecoder"}
+
+
+def choose(name: str = "auto", device: str = "cpu") -> Decoder:
+    """Return the decoder called ``name``; "auto" is the reference decoder, which takes every video.
+
+    device: "cpu" or "cuda:N", for a decoder that can use either.
 
     Raises:
         UsageError: no such decoder.
+        MissingDependency: its package is not installed.
     """
     if name != "auto" and name not in DECODERS:
         raise UsageError(f"unknown decoder {name!r}; allowed are auto, {', '.join(DECODERS)}")
+    if name == "dali":
+        need_dali("this decoder")
     module, _, attribute = DECODERS["pyav" if name == "auto" else name].partition(":")
-    decoder: Decoder = getattr(import_module(module), attribute)()
+    made = getattr(import_module(module), attribute)
+    decoder: Decoder = made(device) if name == "dali" else made()
     return decoder
+
+
+def has_dali() -> bool:
+    """Tell whether DALI is installed, without loading it."""
+    return find_spec("nvidia") is not None and find_spec("nvidia.dali") is not None
+
+
+def need_dali(what: str) -> None:
+    """Raise MissingDependency if DALI is not installed."""
+    if not has_dali():
+        raise MissingDependency("nvidia-dali-cuda130", "dali", what)

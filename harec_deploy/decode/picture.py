@@ -47,7 +47,7 @@ class Scaler:
         """Return the frame as shown, scaled and cut to the model's size."""
         matrix = display_matrix(frame)
         turned = is_turned(matrix)
-        width, height = self._scaled(frame, turned=turned)
+        width, height = scaled_size(self.size, frame.width, frame.height, self.pixel_aspect, turned=turned)
         stored = (height, width) if turned else (width, height)
         scaled = self._reformatter.reformat(
             frame, width=stored[0], height=stored[1], format="rgb24", interpolation=_FLAGS, threads=1
@@ -58,16 +58,21 @@ class Scaler:
         shape = (frame.height, frame.width) if turned else (frame.width, frame.height)
         return Picture(pixels, *shape, rotation_degrees(matrix), frame.format.name, frame.is_corrupt)
 
-    def _scaled(self, frame: VideoFrame, *, turned: bool) -> tuple[int, int]:
-        """Return (width, height) of the shown picture after scaling and before the crop."""
-        size = self.size
-        if size.mode == "stretch":
-            return size.width, size.height
-        aspect = Fraction(frame.width, frame.height) * self.pixel_aspect
-        aspect = 1 / aspect if turned else aspect
-        if aspect * size.height >= size.width:  # too wide for the box: heights agree, the sides are cut
-            return max(size.width, round(size.height * aspect)), size.height
-        return size.width, max(size.height, round(size.width / aspect))
+
+def scaled_size(
+    size: Size, width: int, height: int, pixel_aspect: Fraction, *, turned: bool = False
+) -> tuple[int, int]:
+    """Return (width, height) of the shown picture after scaling and before the crop.
+
+    width, height, pixel_aspect: of the stored picture; turned: its sides are exchanged when it is shown.
+    """
+    if size.mode == "stretch":
+        return size.width, size.height
+    aspect = Fraction(width, height) * pixel_aspect
+    aspect = 1 / aspect if turned else aspect
+    if aspect * size.height >= size.width:  # too wide for the box: heights agree, the sides are cut
+        return max(size.width, round(size.height * aspect)), size.height
+    return size.width, max(size.height, round(size.width / aspect))
 
 
 def _view(frame: VideoFrame) -> NDArray[np.uint8]:

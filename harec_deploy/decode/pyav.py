@@ -70,7 +70,7 @@ class PyAVDecoder:
         """
         try:
             with self.open(path) as video:
-                info = _info(video)
+                info = info_of(video)
                 times = timestamps_s(info) if callable(timestamps_s) else timestamps_s
                 places = np.unique(video.table.at(np.asarray(times, dtype=np.float64)))
                 parts = _Parts(video.table, info)
@@ -218,8 +218,11 @@ def _video_stream(container: InputContainer) -> VideoStream:
     return stream
 
 
-def _info(video: Video) -> VideoInfo:
-    """Return what the packets say; a decoded frame tells its format and, as shown, its size and rotation."""
+def info_of(video: Video) -> VideoInfo:
+    """Return what the packets say; a decoded frame tells its format and, as shown, its size and rotation.
+
+    Raises VideoError for fewer than MIN_FRAMES frames.
+    """
     table, stream = video.table, video.stream
     if len(table.order) < MIN_FRAMES:
         kind = "truncated" if table.broken else "too_short"

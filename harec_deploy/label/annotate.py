@@ -27,7 +27,8 @@ from harec_deploy.label.child import Limits
 from harec_deploy.label.journal import Row
 from harec_deploy.label.outputs import make_parents, need, sidecars
 from harec_deploy.label.overlay import Caption
-from harec_deploy.label.workers import default_workers, unchanged
+from harec_deploy.label.slots import unchanged
+from harec_deploy.label.workers import default_workers
 
 EFFORT = 6.0  # seconds that a second of video may take, beyond the limit; one core takes about one at 720 lines
 MAX_EXTRA_S = 12 * 3600.0

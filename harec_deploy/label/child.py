@@ -3,7 +3,7 @@
 A long video is answered part by part; the next is written when the parent has taken the one before.
 
 Videos are untrusted and FFmpeg is written in C, so decoding happens in a process that can be lost: limited in memory,
-time and files, without the right to gain privileges, and gone when its parent is. ``workers.py`` is the parent's side.
+time and files, without the right to gain privileges, and gone when its parent is. ``slots.py`` is the parent's side.
 """
 
 import contextlib
@@ -25,11 +25,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harec_deploy.decode import Decoder, Size, VideoInfo
+from harec_deploy.discover import VideoFile
 from harec_deploy.errors import VideoError
 from harec_deploy.sampling import ClipSampling, Windowing
 from harec_deploy.windows import Track
 
 MAX_MESSAGE_BYTES = 1 << 20
+PYAV = "pyav"  # the decoder of one video at a time
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38  # linux/prctl.h
 
 
@@ -38,6 +40,23 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
     memory_bytes: int = 4 << 30
     seconds: float = 120.0
+
+
+class BatchPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """A second decoder, of several videos at a time, in ``children`` of its own.
+
+    name: of the decoder, for rows. decoder: "module:attribute" of a BatchDecoder. device: that it runs on.
+    places: the videos that one child has at a time. shared: the first decoder takes new videos too, and not only those
+    that this one refuses. silence_s: how long a child at work may say nothing.
+    """
+
+    name: str
+    decoder: str
+    device: str
+    children: int = 1
+    places: int = 32
+    shared: bool = True
+    silence_s: float = 120.0
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,6 +71,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     count: int
     windowing: Windowing | None = None
     limits: Limits = Limits()
+    batch: BatchPlan | None = None
 
     @property
     def part_bytes(self) -> int:
@@ -69,19 +89,39 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """One video by the bytes of its absolute path."""
+    """One video by the bytes of its absolute path.
+
+    place: of its frames in the memory of a child that has several; number: no two jobs of one child have the same.
+    """
 
     path: bytes
+    place: int = 0
+    number: int = 0
+
+
+def job_for(video: VideoFile, place: int = 0, number: int = 0) -> Job:
+    """Return the job of decoding a video."""
+    return Job(path=os.fsencode(video.path), place=place, number=number)
+
+
+class Beat(msgspec.Struct, frozen=True, tag=True):
+    """A child that has several videos made a step forward."""
 
 
 class GoOn(msgspec.Struct, frozen=True):
     """The parent has taken the part that is in the shared memory."""
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of a job, or of a part of it; on success uint8 frames of ``shape`` lie in the shared memory."""
+class Answer(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """What became of a job, or of a part of it; on success uint8 frames of ``shape`` lie in the shared memory.
+
+    place, number: those of the job. refused: why a decoder of several videos leaves this one to the decoder of one.
+    """
 
     seconds: float
+    place: int = 0
+    number: int = 0
+    refused: str = ""
     shape: tuple[int, ...] = ()
     info: VideoInfo | None = None
     shown_s: list[float] = []
@@ -158,13 +198,16 @@ def _answers(decoder: Decoder, path: Path, plan: Plan, memory: NDArray[np.uint8]
         yield Answer(seconds=time.perf_counter() - start, error=("out_of_memory", "the memory limit was reached"))
 
 
-def give_up_rights(limits: Limits, parent: int, file_bytes: int = 0) -> None:
+def give_up_rights(
+    limits: Limits, parent: int, file_bytes: int = 0, *, open_files: int = 64, limit_memory: bool = True
+) -> None:
     """Limit this process: its memory, files to ``file_bytes``, no new privileges, and an end with ``parent``."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
-    resource.setrlimit(resource.RLIMIT_AS, (limits.memory_bytes, limits.memory_bytes))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, open_files))
+    if limit_memory:
+        resource.setrlimit(resource.RLIMIT_AS, (limits.memory_bytes, limits.memory_bytes))
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
         libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)

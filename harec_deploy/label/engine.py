@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harec_deploy.discover import VideoFile
-from harec_deploy.label.workers import Decoded
+from harec_deploy.label.child import PYAV, Plan
+from harec_deploy.label.slots import Decoded
 from harec_deploy.recognizer import Recognizer, VideoResult
 from harec_deploy.sampling import Windowing
 from harec_deploy.windows import Track
@@ -19,12 +20,35 @@ SHARED_BATCHES = 4  # of frames of several videos that are collected before they
 
 @dataclass(slots=True)
 class Stages:
-    """Seconds spent in each stage; decode is summed over the workers."""
+    """Seconds spent in each stage; decode is summed over the workers, batch_s over the children of a second decoder.
+
+    batch_name, batch_children: that decoder, "" and 0 where there is none. routes: videos that each decoder answered.
+    """
 
     workers: int
     decode_s: float = 0.0
     engine_s: float = 0.0
     wall_s: float = 0.0
+    batch_name: str = ""
+    batch_children: int = 0
+    batch_s: float = 0.0
+    routes: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, plan: Plan, workers: int) -> "Stages":
+        """Return the stages of a run that decodes as planned, with so many decoders of one video."""
+        batch = plan.batch
+        return cls(workers, batch_name=batch.name, batch_children=batch.children) if batch else cls(workers)
+
+    def add(self, part: Decoded) -> None:
+        """Count what decoding a video, or a part of one, took."""
+        if part.route == PYAV:
+            self.decode_s += part.seconds
+        else:
+            self.batch_s += part.seconds
+        self.batch_s += part.refused_s
+        if part.last:
+            self.routes[part.route] = self.routes.get(part.route, 0) + 1
 
     @property
     def engine_busy(self) -> float:
@@ -36,22 +60,35 @@ class Stages:
         """Share of the workers' wall time that they decoded."""
         return min(self.decode_s / (self.wall_s * max(self.workers, 1)), 1.0) if self.wall_s else 0.0
 
+    @property
+    def batch_busy(self) -> float:
+        """Share of the wall time of the second decoder's children that they decoded."""
+        return min(self.batch_s / (self.wall_s * max(self.batch_children, 1)), 1.0) if self.wall_s else 0.0
+
+    def routes_told(self) -> str:
+        """Say in words how many videos each decoder answered and how busy it was; "" where there is one only."""
+        if not self.batch_name:
+            return ""
+        shares = {PYAV: self.decode_busy, self.batch_name: self.batch_busy}
+        return "; ".join(f"{name} {self.routes.get(name, 0)} videos, {busy:.0%} busy" for name, busy in shares.items())
+
     def bound_by(self) -> str:
         """Say in words what the run waited for."""
         if not self.wall_s:
             return "nothing to do"
-        engine, decode = (self.engine_busy, "engine"), (self.decode_busy, "decode")
+        engine, decode = (self.engine_busy, "engine"), (max(self.decode_busy, self.batch_busy), "decode")
         (high, first), (low, second) = (engine, decode) if engine[0] >= decode[0] else (decode, engine)
         return f"bound by {first} ({high:.0%} busy; {second} {low:.0%})"
 
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """A video that is done; the track of one that could be decoded."""
+    """A video that is done; the track of one that could be decoded; route: the decoder that answered for it."""
 
     video: VideoFile
     result: VideoResult
     track: Track | None = None
+    route: str = PYAV
 
 
 class _Whole(NamedTuple):
@@ -78,11 +115,11 @@ class Engine:
         waiting: list[Decoded] = []
         frames = 0
         for part in decoded:
-            self.stages.decode_s += part.seconds
+            self.stages.add(part)
             if part.frames is None:
                 waiting = [other for other in waiting if other.video is not part.video]
                 self._tracks.pop(part.video, None)
-                yield Labelled(part.video, VideoResult(part.video.name, error=part.error))
+                yield Labelled(part.video, VideoResult(part.video.name, error=part.error), route=part.route)
                 continue
             waiting.append(part)
             frames += len(part.frames.pixels)
@@ -109,7 +146,7 @@ class Engine:
             if part.last:
                 track = self._tracks.pop(part.video)
                 result = self.recognizer.result(part.video.name, track, self.min_score)
-                yield Labelled(part.video, result, track)
+                yield Labelled(part.video, result, track, part.route)
 
     def _whole_clips(self, parts: list[Decoded], kept: NDArray[Any]) -> Iterator[_Whole]:
         """Give each part what was kept of its frames, and yield the clips that are whole with it."""

@@ -99,8 +99,15 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return (name, self.size, self.mtime_ns)
 
 
-def make_row(video: VideoFile, result: VideoResult, header: Header, features: tuple[int, int] | None = None) -> Row:
-    """Return the row of one labelled or failed video."""
+def make_row(
+    video: VideoFile,
+    result: VideoResult,
+    header: Header,
+    features: tuple[int, int] | None = None,
+    *,
+    decoder: str | None = None,
+) -> Row:
+    """Return the row of one labelled or failed video; decoder: that answered for it, by default the header's."""
     raw = os.fsencode(video.name)
     text = raw.decode("utf-8", "replace")
     info, error = result.info, result.error
@@ -121,7 +128,7 @@ def make_row(video: VideoFile, result: VideoResult, header: Header, features: tu
         codec=info.codec if info else None,
         frames_expected=info.frames_expected if info else None,
         frames_decoded=max(info.frames_found - result.bad_packets, 0) if info else None,
-        decoder=header.decoder,
+        decoder=decoder or header.decoder,
         variant=header.variant,
         error={"code": error.kind, "message": str(error)} if error else None,
         features=features,

@@ -45,6 +45,7 @@ class Options:
     limits: of memory and seconds for each video, or each part of a long one.
     runner, precision: what executes the bundle; "auto" takes the fastest, or what the journal was begun with.
     device: where, as devices.resolve reads it.
+    decoder: a name of decoders.CHOICES; "auto" keeps what the journal was begun with.
     window_s or fps: look at windows of so many seconds, or of the bundle's frames at so many a second; by default at
         each video as a whole. stride_s: from one window to the next; a quarter of a window by default.
     smooth, min_segment_s: how windows become segments; min_segment_s is half a window by default.
@@ -62,6 +63,7 @@ class Options:
     out: Path
     runner: str = "auto"
     device: str = "auto"
+    decoder: str = "auto"
     precision: str = "auto"
     top_k: int = 5
     workers: int | None = None

@@ -54,6 +54,9 @@ def stages(journal: Path) -> str:
         ("engine", times.engine_busy, times.engine_s),
         (f"decode, {times.workers} at a time", times.decode_busy, times.decode_s),
     ]
+    if times.batch_name:
+        note += f" {text(times.routes_told())}."
+        rows.append((f"decode by {text(times.batch_name)}", times.batch_busy, times.batch_s))
     items = "".join(
         f"<li><span>{name}</span>{bar(busy)}<span>{unit(busy):.0%}, {seconds:,.1f} s</span></li>"
         for name, busy, seconds in rows

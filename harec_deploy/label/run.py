@@ -14,13 +14,14 @@ import numpy as np
 
 from harec_deploy import __version__
 from harec_deploy.bundle import load as load_bundle
-from harec_deploy.decode import DECODERS, choose
+from harec_deploy.decode import DECODERS
 from harec_deploy.discover import Discovery, VideoFile, discover
 from harec_deploy.errors import OutputError, PlanRefused, UsageError
 from harec_deploy.files import atomic_write
 from harec_deploy.label import outputs
 from harec_deploy.label.annotate import annotate_all
-from harec_deploy.label.child import Limits, Plan
+from harec_deploy.label.child import PYAV, Limits, Plan
+from harec_deploy.label.decoders import Choice, choose_decoders
 from harec_deploy.label.engine import Engine, Labelled, Stages
 from harec_deploy.label.features import FeatureStore
 from harec_deploy.label.journal import Header, Journal, Key, Place, Row, Rows, make_row, read_header, summary_path
@@ -107,10 +108,15 @@ def label(bundle: Path, inputs: Sequence[str], options: Options) -> Summary:
     """
     options.check()
     found = _discover(inputs, options)
-    recognizer = _load(bundle, options)
-    header = make_header(recognizer, options)
-    stages = Stages(options.workers or default_workers())
+    begun = None if options.restart else read_header(options.journal)
+    decoders = choose_decoders(options.decoder, options.device, begun.decoder if begun else None)
+    recognizer = _load(bundle, options, begun)
+    header = make_header(recognizer, options, decoders.name)
+    plan = make_plan(recognizer, header.windows, options.limits, decoders)
+    stages = Stages.of(plan, options.workers or default_workers())
     decoding = f"{stages.workers} decoding" + ("" if options.workers else ", one for each core")
+    if plan.batch:
+        decoding += f", and {decoders.name} with {plan.batch.name} on {plan.batch.device} ({decoders.reason})"
     options.announce(f"{len(found.videos)} videos; {recognizer.execution} ({recognizer.reason}); {decoding}")
     engine = Engine(recognizer, stages, header.windows, header.min_score, header.features)
     start = time.perf_counter()
@@ -121,12 +127,11 @@ def label(bundle: Path, inputs: Sequence[str], options: Options) -> Summary:
             store = FeatureStore(options.journal, journal.places.values(), recognizer.spec.feature_dim)
             held.callback(store.close)
         offsets, todo = _sort_out(found.videos, journal.places, store, retry=options.retry_failed)
-        decoded = decode_ahead(
-            todo, make_plan(recognizer, header.windows, options.limits), stages.workers, options.stop
-        )
+        decoded = decode_ahead(todo, plan, stages.workers, options.stop)
         tally, total = _Tally(), len(found.videos)
         for labelled in engine.label(decoded):
-            row = make_row(labelled.video, labelled.result, header, _keep_vectors(store, labelled))
+            vectors = _keep_vectors(store, labelled)
+            row = make_row(labelled.video, labelled.result, header, vectors, decoder=labelled.route)
             offsets[todo[labelled.video]] = journal.append(row)
             tally.add(row)
             stages.wall_s = time.perf_counter() - start
@@ -152,9 +157,8 @@ def _discover(inputs: Sequence[str], options: Options) -> Discovery:
     return found
 
 
-def _load(bundle: Path, options: Options) -> Recognizer:
+def _load(bundle: Path, options: Options, begun: Header | None) -> Recognizer:
     runner, precision = options.runner, options.precision
-    begun = None if options.restart else read_header(options.journal)
     if begun and runner == "auto":
         runner = begun.runner
     if begun and precision == "auto":
@@ -187,15 +191,15 @@ def _open(bundle: Path, runner: str, precision: str, options: Options) -> Recogn
     return load(bundle, runner=runner, precision=precision, device=options.device)
 
 
-def make_header(recognizer: Recognizer, options: Options) -> Header:
-    """Return the header of a run with this recogniser."""
+def make_header(recognizer: Recognizer, options: Options, decoder: str = PYAV) -> Header:
+    """Return the header of a run with this recogniser; decoder: a name of decoders.CHOICES but "auto"."""
     execution = recognizer.execution
     return Header(
         bundle=recognizer.bundle.fingerprint(execution.variant),
         variant=execution.variant,
         runner=execution.runner.name,
         precision=execution.precision,
-        decoder=choose().name,
+        decoder=decoder,
         top_k=options.top_k,
         harec_deploy=__version__,
         windows=options.windowing(recognizer.spec.sampling.frames),
@@ -204,15 +208,22 @@ def make_header(recognizer: Recognizer, options: Options) -> Header:
     )
 
 
-def make_plan(recognizer: Recognizer, windowing: Windowing | None = None, limits: Limits | None = None) -> Plan:
-    """Return what the decoding children are to do for this recogniser."""
+def make_plan(
+    recognizer: Recognizer,
+    windowing: Windowing | None = None,
+    limits: Limits | None = None,
+    decoders: Choice | None = None,
+) -> Plan:
+    """Return what the decoding children are to do for this recogniser; by default each decodes one video at a time."""
+    limits = limits or Limits()
     return Plan(
-        decoder=DECODERS[choose().name],
+        decoder=DECODERS[PYAV],
         sampling=recognizer.spec.sampling,
         size=recognizer.spec.size,
         count=recognizer.part_frames,
         windowing=windowing,
-        limits=limits or Limits(),
+        limits=limits,
+        batch=decoders.batch_plan(limits) if decoders else None,
     )
 
 
