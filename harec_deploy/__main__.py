@@ -9,6 +9,7 @@ from harec_deploy.cli import console
 from harec_deploy.cli.export import export
 from harec_deploy.cli.inspect import inspect
 from harec_deploy.cli.label import label
+from harec_deploy.cli.merge import merge
 from harec_deploy.cli.report import report
 from harec_deploy.cli.verify import verify
 
@@ -39,7 +40,7 @@ def _root(
     """
 
 
-for _command in (export, verify, label, report, inspect):
+for _command in (export, verify, label, merge, report, inspect):
     app.command()(_command)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from harec_deploy.errors import UsageError, VideoError
+from harec_deploy.shard import Shard, place_of
 
 _SUFFIXES = "3g2 3gp asf avi divx dv flv m2ts m4v mkv mov mp4 mpeg mpg mts mxf ogv ts vob webm wmv"
 SUFFIXES = frozenset(f".{suffix}" for suffix in _SUFFIXES.split())
@@ -49,14 +50,23 @@ class VideoFile:
 
 @dataclass(slots=True)
 class Discovery:
-    """All inputs, sorted by name, and counts of what was passed over by reason."""
+    """All inputs, sorted by name, and counts of what was passed over by reason.
+
+    elsewhere: how many videos belong to other shards.
+    """
 
     videos: list[VideoFile] = field(default_factory=list)
     ignored: Counter[str] = field(default_factory=Counter)
+    elsewhere: int = 0
 
 
 def discover(
-    inputs: Iterable[str], *, all_files: bool = False, follow_links: bool = False, but: Iterable[Path] = ()
+    inputs: Iterable[str],
+    *,
+    all_files: bool = False,
+    follow_links: bool = False,
+    but: Iterable[Path] = (),
+    shard: Shard | None = None,
 ) -> Discovery:
     """Find the videos of ``inputs``: files, folders (recursive), globs, ``@list.txt`` with a path a line.
 
@@ -66,22 +76,32 @@ def discover(
     follow_links: in a folder also take the files that links lead to, if they lie inside the folder that was named and
         were not reached without a link; each of them once, by the name of its first link.
     but: files and folders that are not taken from folders: the run's own.
+    shard: take only the videos that belong to it; together the shards of the same inputs have each video once.
 
     Raises:
         UsageError: a path that does not exist, a glob that matches nothing, a URL.
     """
     found = Discovery()
     own = frozenset(os.path.realpath(path) for path in but)
+    places: dict[str, str] = {}  # of the videos, by name; kept for shards alone
     for name in _expand(inputs):
+        before, root = len(found.videos), ""
         if Path(name).is_dir():
+            root = name
             links = list(_walk(name, found, all_files=all_files, own=own))
             followed = _follow(links, name, found, all_files=all_files) if follow_links else 0
             found.ignored["links"] += len(links) - followed
         else:
             # A link that was named itself is meant; one that turns up in a folder is not followed.
             found.videos.append(VideoFile.at(name, Path(os.path.realpath(name))))
+        if shard:
+            places.update((video.name, place_of(video.name, root)) for video in found.videos[before:])
     found.ignored += Counter()  # without the zeros
     unique = {video.name: video for video in found.videos}
+    if shard:  # a video that two inputs have is one, so it is shared out when that is settled
+        found.elsewhere = len(unique)
+        unique = {name: video for name, video in unique.items() if shard.has(places[name])}
+        found.elsewhere -= len(unique)
     found.videos = sorted(unique.values(), key=lambda video: os.fsencode(video.name))
     return found
 

@@ -9,6 +9,7 @@ HarecError                  exit 1   the run could not go on
 ├── DeviceError             exit 1   the GPU or its driver fails
 ├── OutputError             exit 1   the output cannot be written or does not belong to this run
 ├── MissingDependency       exit 1   an optional package is needed and not installed
+├── EngineError             exit 1   a process that labels on a device was lost, and no other could go on
 └── VideoError              (a row)  one video cannot be labelled; the run goes on and exits 3
 
 Each class has a stable ``code`` for machines and the exit status that the command line ends with. A message is one
@@ -42,6 +43,7 @@ VIDEO_ERRORS = {
     "decoder_crashed": "the decoder died",
     "out_of_memory": "the decoder ran out of memory",
     "bad_output": "the model's output is not finite",
+    "engine_crashed": "two processes that label died while they worked on it",
 }
 
 
@@ -119,6 +121,12 @@ class MissingDependency(HarecError):
     def __init__(self, package: str, extra: str, purpose: str, wanted: str = "") -> None:
         wanted = wanted or _NOT_ON_PYPI.get(package, f"'harec-deploy[{extra}]'")
         super().__init__(f"{purpose} needs the package {package}: pip install {wanted}")
+
+
+class EngineError(HarecError):
+    """The processes that label, one on each device, are gone."""
+
+    code = "engine_lost"
 
 
 class VideoError(HarecError):

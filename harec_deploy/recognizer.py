@@ -250,13 +250,14 @@ def load(
     runner: str = "auto",
     precision: str = "auto",
     device: str = "auto",
+    variant: str = "auto",
     threads: int | None = None,
 ) -> Recognizer:
     """Load a bundle for labelling.
 
     device: "cpu", "cuda:N", or "auto": the first GPU where something runs on it, else the CPU.
-    runner, precision: what executes it; "auto" measures everything that this machine has and the bundle's proofs allow,
-    and takes the fastest.
+    runner, precision, variant: what executes it; "auto" measures everything that this machine has and the bundle's
+    proofs allow, and takes the fastest.
 
     Raises:
         BundleError: the bundle is damaged or has no variant.
@@ -266,8 +267,10 @@ def load(
     """
     checked = load_bundle(Path(bundle))
     ways = executions(checked.spec, runner, precision, device)
+    if variant != "auto" and not (ways := [way for way in ways if way.variant == variant]):
+        raise UsageError(f"no way to run {variant} of the bundle with runner {runner} in {precision} on {device}")
     ready, refused = _load_all(checked, ways, threads)
-    if not ready and runner == device == "auto" and ways[0].runner.device != "cpu":
+    if not ready and runner == device == variant == "auto" and ways[0].runner.device != "cpu":
         more, errors = _load_all(checked, _on_cpu(checked.spec, precision), threads)
         ready, refused = more, [*refused, *errors]
     if not ready:

@@ -1,5 +1,6 @@
 """A decoder that does what the first bytes of a file tell it to: the faults of decoders, on order, in a real child."""
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -65,7 +66,14 @@ def fork_and_die() -> None:
     os.kill(os.getpid(), signal.SIGSEGV)
 
 
+def end_the_parent() -> None:
+    """Kill the process that this one decodes for."""
+    os.kill(os.getppid(), signal.SIGKILL)
+    hang()
+
+
 FAULTS = {
+    b"PARENT": end_the_parent,
     b"SEGV": lambda: os.kill(os.getpid(), signal.SIGSEGV),
     b"ABRT": os.abort,
     b"KILL": lambda: os.kill(os.getpid(), signal.SIGKILL),
@@ -84,6 +92,7 @@ FAULTS = {
 
 
 PAUSE = b"PAUSE"  # at the end of a video
+ONCE = b"ONCE"  # at the end of a video that ends the parent the first time that it is decoded
 
 
 def pause(path: Path) -> None:
@@ -103,6 +112,11 @@ class FaultyDecoder(PyAVDecoder):
         for name, fault in FAULTS.items():
             if data.startswith(name):
                 fault()
+
+        if data.endswith(ONCE):
+            with contextlib.suppress(FileExistsError):
+                path.with_name(f"{path.name}.once").mkdir()
+                end_the_parent()
 
         def in_the_middle(info: VideoInfo) -> Sequence[float] | NDArray[np.float64]:
             """Pause between reading the packets and decoding them."""

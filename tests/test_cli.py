@@ -60,6 +60,8 @@ def test_public_names_are_there() -> None:
             "--workers two: allowed are auto, or a number",
         ),
         (["label", "{videos}", "-b", "x", "--window", "4x"], 2, "'4x' is no length of time; allowed are such as 4s"),
+        (["label", "{videos}", "-b", "x", "--shard", "3/2"], 2, "--shard 3/2: allowed are i/n with 1 <= i <= n"),
+        (["label", "{videos}", "-b", "x", "--device", "cpu,cuda:9"], 2, "device cuda:9 is not here: there is cpu"),
         (["labe"], 2, "No such command"),
         (["export", "nowhere"], 1, "error [bad_bundle]: nowhere is no bundle"),
     ],

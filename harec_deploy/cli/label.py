@@ -33,7 +33,7 @@ def label(
     out: Annotated[Path, typer.Option("--out", "-o", help="The journal, or a table written beside it.")] = Path(
         "labels.jsonl"
     ),
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda:N, cuda:all, or a list: cuda:0,cuda:2.")] = "auto",
     runner: Annotated[
         str, typer.Option(help="auto, openvino, onnx, onnx-trt, torch, torch-compile or tensorrt.")
     ] = "auto",
@@ -61,6 +61,7 @@ def label(
     vtt: Annotated[Path | None, typer.Option(help="Write captions (WebVTT) for each video to this folder.")] = None,
     annotate: Annotated[Path | None, typer.Option(help="Write copies with the labels drawn in to this folder.")] = None,
     max_errors: Annotated[str | None, typer.Option(help="Stop when so many videos failed: 20, or 5%.")] = None,
+    shard: Annotated[str | None, typer.Option(metavar="I/N", help="Of N machines, this is number I.")] = None,
     all_files: Annotated[bool, typer.Option("--all-files", help="Take files of any suffix in folders.")] = False,
     follow_links: Annotated[
         bool, typer.Option("--follow-symlinks", help="In folders take links too that stay inside them.")
@@ -77,6 +78,7 @@ def label(
     from harec_deploy.label.child import Limits
     from harec_deploy.label.options import Options
     from harec_deploy.label.run import label as label_videos
+    from harec_deploy.shard import Shard
 
     announce = _say_nothing if quiet else console.say
     options = Options(
@@ -99,6 +101,7 @@ def label(
         vtt=vtt,
         annotate=annotate,
         max_errors=max_errors,
+        shard=Shard.read(shard) if shard is not None else None,
         all_files=all_files,
         follow_links=follow_links,
         restart=restart,
@@ -194,6 +197,8 @@ def _say_summary(summary: "Summary", out: Path) -> None:
         console.say(f"{speed}; {summary.stages.bound_by()}")
         if routes := summary.stages.routes_told():
             console.say(routes)
+    if summary.stages.videos:
+        console.say("  " + ", ".join(f"{name}: {count} videos" for name, count in summary.stages.videos.items()))
     if not summary.stopped:
         console.say(f"written to {out}")
 

@@ -8,7 +8,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -23,7 +22,7 @@ from harec_deploy.decode import DECODERS
 from harec_deploy.discover import VideoFile
 from harec_deploy.errors import HarecError, UsageError, VideoError
 from harec_deploy.files import atomic_write
-from harec_deploy.label.child import Limits
+from harec_deploy.label.child import Limits, command
 from harec_deploy.label.journal import Row
 from harec_deploy.label.outputs import make_parents, need, sidecars
 from harec_deploy.label.overlay import Caption
@@ -33,9 +32,6 @@ from harec_deploy.label.workers import default_workers
 EFFORT = 6.0  # seconds that a second of video may take, beyond the limit; one core takes about one at 720 lines
 MAX_EXTRA_S = 12 * 3600.0
 REFUSED = 3  # exit status of a child that said why
-_START = (
-    "import sys, json; sys.path[:] = json.loads(sys.argv.pop()); from harec_deploy.label import redraw; redraw.main()"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +146,6 @@ def _in_child(video: VideoFile, stream: BinaryIO, caption: Caption, limits: Limi
         limits=limits,
         caption=caption,
     )
-    paths = msgspec.json.encode([path for path in sys.path if path]).decode()
     reading, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)  # a child may not wait for anybody who reads
     with (
         os.fdopen(reading, "rb", buffering=0) as words,
@@ -160,7 +155,7 @@ def _in_child(video: VideoFile, stream: BinaryIO, caption: Caption, limits: Limi
         job.write(msgspec.json.encode(task))
         job.seek(0)
         child = subprocess.Popen(
-            [sys.executable, "-c", _START, paths],
+            command("redraw"),
             pass_fds=(task.output_fd,),
             stdin=job,
             stdout=subprocess.DEVNULL,

@@ -130,26 +130,37 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     error: tuple[str, str] | None = None
 
 
+def command(module: str, *arguments: str) -> list[str]:
+    """Return the command line of a child: ``main`` of a module in this folder, with this process's search path."""
+    start = "import sys, json; sys.path[:] = json.loads(sys.argv.pop()); "
+    start += f"from harec_deploy.label import {module}; {module}.main()"
+    paths = msgspec.json.encode([path for path in sys.path if path]).decode()
+    return [sys.executable, "-c", start, *arguments, paths]
+
+
 def send(stream: socket.socket, message: msgspec.Struct) -> None:
     """Send one message: its length in 4 bytes, then msgpack."""
     data = msgspec.msgpack.encode(message)
     stream.sendall(struct.pack("<I", len(data)) + data)
 
 
-def receive(stream: socket.socket) -> bytes | None:
-    """Return the bytes of one message, or None when the other side is gone, silent or sends something else."""
+def receive(stream: socket.socket, limit: int = MAX_MESSAGE_BYTES) -> bytes | None:
+    """Return the bytes of one message, or None when the other side is gone, silent or sends something else.
+
+    limit: bytes of a message; what an untrusted child sends is small.
+    """
     head = _exactly(stream, 4)
     if head is None:
         return None
     (length,) = struct.unpack("<I", head)
-    return _exactly(stream, length) if length <= MAX_MESSAGE_BYTES else None
+    return _exactly(stream, length) if length <= limit else None
 
 
 def _exactly(stream: socket.socket, count: int) -> bytes | None:
     data = bytearray()
     while len(data) < count:
         try:
-            part = stream.recv(count - len(data))
+            part = stream.recv(min(count - len(data), MAX_MESSAGE_BYTES))
         except (ConnectionError, TimeoutError):
             return None
         if not part:
@@ -209,9 +220,14 @@ def give_up_rights(
     if limit_memory:
         resource.setrlimit(resource.RLIMIT_AS, (limits.memory_bytes, limits.memory_bytes))
     if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        ctypes.CDLL(None).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    end_with(parent)
+
+
+def end_with(parent: int) -> None:
+    """Let the system kill this process when its parent ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:  # it died before it could take us along
         sys.exit(1)
 

@@ -56,7 +56,7 @@ def choose_decoders(asked: str, device: str, begun: str | None = None) -> Choice
     if name == PYAV:
         return Choice(PYAV, "cpu", reason)
     need_dali(f"--decoder {name}")
-    if place == "cpu" and device != "cpu":
+    if place == "cpu" and device == "auto":
         told = f"--decoder {name}: there is no GPU here; --decoder pyav needs none"
         raise UsageError(f"{told}, and with --device cpu DALI decodes VP8, VP9 and MJPEG")
     return Choice(name, place, reason)

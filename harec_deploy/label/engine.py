@@ -1,7 +1,7 @@
 """The engine's side of a run: decoded frames in, results out; frames of many videos share the encoder's batches."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from harec_deploy.discover import VideoFile
 from harec_deploy.label.child import PYAV, Plan
 from harec_deploy.label.slots import Decoded
 from harec_deploy.recognizer import Recognizer, VideoResult
-from harec_deploy.sampling import Windowing
+from harec_deploy.sampling import Window, Windowing
 from harec_deploy.windows import Track
 
 SHARED_BATCHES = 4  # of frames of several videos that are collected before they go to the encoder together
@@ -20,27 +20,30 @@ SHARED_BATCHES = 4  # of frames of several videos that are collected before they
 
 @dataclass(slots=True)
 class Stages:
-    """Seconds spent in each stage; decode is summed over the workers, batch_s over the children of a second decoder.
+    """Seconds spent in each stage: of decoding summed over the workers, and over the children of a second decoder.
 
-    batch_name, batch_children: that decoder, "" and 0 where there is none. routes: videos that each decoder answered.
+    engine_s: summed over the engines. videos: of several engines, how many each has labelled, by its name.
+    batch_name, batch_children: the second decoder, "" and 0 where there is none. routes: videos that each decoder
+    answered.
     """
 
     workers: int
     decode_s: float = 0.0
     engine_s: float = 0.0
     wall_s: float = 0.0
+    engines: int = 1
+    videos: dict[str, int] = field(default_factory=dict)
     batch_name: str = ""
     batch_children: int = 0
     batch_s: float = 0.0
     routes: dict[str, int] = field(default_factory=dict)
 
-    @classmethod
-    def of(cls, plan: Plan, workers: int) -> "Stages":
-        """Return the stages of a run that decodes as planned, with so many decoders of one video."""
-        batch = plan.batch
-        return cls(workers, batch_name=batch.name, batch_children=batch.children) if batch else cls(workers)
+    def plan(self, plan: Plan) -> None:
+        """Take over what the plan says of a second decoder, which every engine has."""
+        if plan.batch:
+            self.batch_name, self.batch_children = plan.batch.name, plan.batch.children * self.engines
 
-    def add(self, part: Decoded) -> None:
+    def count(self, part: Decoded) -> None:
         """Count what decoding a video, or a part of one, took."""
         if part.route == PYAV:
             self.decode_s += part.seconds
@@ -48,12 +51,23 @@ class Stages:
             self.batch_s += part.seconds
         self.batch_s += part.refused_s
         if part.last:
-            self.routes[part.route] = self.routes.get(part.route, 0) + 1
+            self._route(part.route, 1)
+
+    def add(self, other: "Stages") -> None:
+        """Add what an engine of several spent; the wall's seconds are the run's own."""
+        self.decode_s += other.decode_s
+        self.engine_s += other.engine_s
+        self.batch_s += other.batch_s
+        for route, videos in other.routes.items():
+            self._route(route, videos)
+
+    def _route(self, route: str, videos: int) -> None:
+        self.routes[route] = self.routes.get(route, 0) + videos
 
     @property
     def engine_busy(self) -> float:
-        """Share of the wall time that the engine worked."""
-        return min(self.engine_s / self.wall_s, 1.0) if self.wall_s else 0.0
+        """Share of the engines' wall time that they worked."""
+        return min(self.engine_s / (self.wall_s * max(self.engines, 1)), 1.0) if self.wall_s else 0.0
 
     @property
     def decode_busy(self) -> float:
@@ -83,11 +97,16 @@ class Stages:
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """A video that is done; the track of one that could be decoded; route: the decoder that answered for it."""
+    """A video that is done.
+
+    vectors: float32 (k, D), of its k windows, where they were asked for and it has a label.
+    route: the decoder that answered for it.
+    """
 
     video: VideoFile
     result: VideoResult
-    track: Track | None = None
+    windows: Sequence[Window] = ()
+    vectors: NDArray[np.float32] | None = None
     route: str = PYAV
 
 
@@ -115,7 +134,7 @@ class Engine:
         waiting: list[Decoded] = []
         frames = 0
         for part in decoded:
-            self.stages.add(part)
+            self.stages.count(part)
             if part.frames is None:
                 waiting = [other for other in waiting if other.video is not part.video]
                 self._tracks.pop(part.video, None)
@@ -146,7 +165,8 @@ class Engine:
             if part.last:
                 track = self._tracks.pop(part.video)
                 result = self.recognizer.result(part.video.name, track, self.min_score)
-                yield Labelled(part.video, result, track, part.route)
+                vectors = np.concatenate(track.vectors) if self.features else None
+                yield Labelled(part.video, result, track.windows, vectors, part.route)
 
     def _whole_clips(self, parts: list[Decoded], kept: NDArray[Any]) -> Iterator[_Whole]:
         """Give each part what was kept of its frames, and yield the clips that are whole with it."""

@@ -37,7 +37,10 @@ def features_path(journal: Path) -> Path:
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True):
-    """What decides the labels of a run; rows of runs with different headers are never mixed."""
+    """What decides the labels of a run; rows of runs with different headers are never mixed.
+
+    shard: which part of its inputs the run takes, such as "2/4"; none for all of them.
+    """
 
     journal: int = 1
     bundle: str
@@ -50,12 +53,13 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     windows: Windowing | None = None
     min_score: float = 0.0
     features: bool = False
+    shard: str | None = None
 
-    def differences(self, other: "Header") -> list[str]:
-        """Return what differs, as "name: here, there"; the version of harec-deploy may."""
+    def differences(self, other: "Header", whose: str = "the journal") -> list[str]:
+        """Return what differs, as "name here (``whose`` has there)"; the version of harec-deploy may."""
         fields = (name for name in self.__struct_fields__ if name != "harec_deploy")
         pairs = ((name, _told(getattr(self, name)), _told(getattr(other, name))) for name in fields)
-        return [f"{name} {mine} (the journal has {theirs})" for name, mine, theirs in pairs if mine != theirs]
+        return [f"{name} {mine} ({whose} has {theirs})" for name, mine, theirs in pairs if mine != theirs]
 
 
 def _told(value: object) -> str:
@@ -205,7 +209,7 @@ class Journal:
         if not restart and (old := read_header(path)) is not None:
             if differences := header.differences(old):
                 raise OutputError(f"{path} is of another run: {'; '.join(differences)}; use --restart or another --out")
-            for offset, self._length, row in _lines(path):
+            for offset, self._length, row in lines(path):
                 if row is not None:
                     self.places[row.key] = Place(offset, row.status == "failed", sum(row.features or (0, 0)))
         self._stream = _open(path, self._length)
@@ -282,15 +286,19 @@ def read_rows(path: Path) -> dict[Key, Row]:
         OutputError: a line is damaged that is not the last.
     """
     rows: dict[Key, Row] = {}
-    for _, _, row in _lines(path):
+    for _, _, row in lines(path):
         if row is not None:
             rows.pop(row.key, None)
             rows[row.key] = row
     return rows
 
 
-def _lines(path: Path) -> Iterator[tuple[int, int, Row | None]]:
-    """Yield (begin, end, row) of each whole line, the first of which is the header and has no row."""
+def lines(path: Path) -> Iterator[tuple[int, int, Row | None]]:
+    """Yield (begin, end, row) of each whole line, the first of which is the header and has no row.
+
+    Raises:
+        OutputError: a line is damaged that is not the last.
+    """
     decoder = msgspec.json.Decoder(Row)
     begin = 0
     with path.open("rb") as stream:

@@ -14,6 +14,7 @@ from harec_deploy.label.child import Limits
 from harec_deploy.label.engine import Stages
 from harec_deploy.label.journal import Row, features_path, summary_path
 from harec_deploy.sampling import Windowing
+from harec_deploy.shard import Shard
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +45,9 @@ class Options:
     out: the journal, or a table of a suffix in outputs.WRITERS that is written beside a journal of the same name.
     limits: of memory and seconds for each video, or each part of a long one.
     runner, precision: what executes the bundle; "auto" takes the fastest, or what the journal was begun with.
-    device: where, as devices.resolve reads it.
+    device: where, as devices.resolve reads it; several devices have an engine each.
     decoder: a name of decoders.CHOICES; "auto" keeps what the journal was begun with.
+    shard: of all videos, the part to label.
     window_s or fps: look at windows of so many seconds, or of the bundle's frames at so many a second; by default at
         each video as a whole. stride_s: from one window to the next; a quarter of a window by default.
     smooth, min_segment_s: how windows become segments; min_segment_s is half a window by default.
@@ -83,6 +85,7 @@ class Options:
     features: Path | None = None
     vtt: Path | None = None
     annotate: Path | None = None
+    shard: Shard | None = None
     stop: threading.Event = field(default_factory=threading.Event)
     announce: Callable[[str], None] = lambda text: None
     progress: Callable[[Progress], None] = lambda progress: None

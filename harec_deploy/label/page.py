@@ -51,7 +51,7 @@ def stages(journal: Path) -> str:
     note = f"The last run labelled {run.done:,} in {times.wall_s:,.1f} s: {run.videos_per_s:,.1f} videos/s, "
     note += f"{run.times_real_time:,.0f} times real time, {text(times.bound_by())}."
     rows = [
-        ("engine", times.engine_busy, times.engine_s),
+        ("engine" if times.engines == 1 else f"{times.engines} engines", times.engine_busy, times.engine_s),
         (f"decode, {times.workers} at a time", times.decode_busy, times.decode_s),
     ]
     if times.batch_name:

@@ -1,28 +1,31 @@
 """The labelling run: discover, decode ahead, classify in shared batches, write a row a video, say what bounded it."""
 
+import os
 import time
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from harec_deploy import __version__
 from harec_deploy.bundle import load as load_bundle
 from harec_deploy.decode import DECODERS
+from harec_deploy.devices import engine_devices
 from harec_deploy.discover import Discovery, VideoFile, discover
-from harec_deploy.errors import OutputError, PlanRefused, UsageError
+from harec_deploy.errors import HarecError, OutputError, PlanRefused, UsageError
 from harec_deploy.files import atomic_write
 from harec_deploy.label import outputs
 from harec_deploy.label.annotate import annotate_all
 from harec_deploy.label.child import PYAV, Limits, Plan
 from harec_deploy.label.decoders import Choice, choose_decoders
 from harec_deploy.label.engine import Engine, Labelled, Stages
+from harec_deploy.label.engine_messages import Load, Loaded, Work
+from harec_deploy.label.engines import Engines, Here, load_engines
 from harec_deploy.label.features import FeatureStore
 from harec_deploy.label.journal import Header, Journal, Key, Place, Row, Rows, make_row, read_header, summary_path
 from harec_deploy.label.options import Options, Progress
@@ -105,31 +108,31 @@ def label(bundle: Path, inputs: Sequence[str], options: Options) -> Summary:
         BundleError: the bundle is damaged.
         OutputError: the output cannot be written, or belongs to a run with other settings.
         OutputLocked: another run writes the same journal.
+        EngineError: of several devices, none is left that labels.
     """
     options.check()
     found = _discover(inputs, options)
     begun = None if options.restart else read_header(options.journal)
     decoders = choose_decoders(options.decoder, options.device, begun.decoder if begun else None)
-    recognizer = _load(bundle, options, begun)
-    header = make_header(recognizer, options, decoders.name)
-    plan = make_plan(recognizer, header.windows, options.limits, decoders)
-    stages = Stages.of(plan, options.workers or default_workers())
-    decoding = f"{stages.workers} decoding" + ("" if options.workers else ", one for each core")
-    if plan.batch:
-        decoding += f", and {decoders.name} with {plan.batch.name} on {plan.batch.device} ({decoders.reason})"
-    options.announce(f"{len(found.videos)} videos; {recognizer.execution} ({recognizer.reason}); {decoding}")
-    engine = Engine(recognizer, stages, header.windows, header.min_score, header.features)
-    start = time.perf_counter()
     with ExitStack() as held:
+        engines = held.enter_context(closing(_load(bundle, options, begun)))
+        stages, header = engines.stages, make_header(engines.loaded, options, decoders.name)
+        plan = make_plan(engines.loaded, header.windows, options.limits, decoders)
+        stages.plan(plan)
+        decoding = f"{stages.workers} decoding" + ("" if options.workers else ", one for each core")
+        if plan.batch:
+            decoding += f", and {decoders.name} with {plan.batch.name} on {plan.batch.device} ({decoders.reason})"
+        options.announce(f"{_told(found, header)}; {engines.execution} ({engines.loaded.reason}); {decoding}")
+        start = time.perf_counter()
         journal = held.enter_context(Journal(options.journal, header, restart=options.restart))
         store = None
         if options.features:
-            store = FeatureStore(options.journal, journal.places.values(), recognizer.spec.feature_dim)
+            store = FeatureStore(options.journal, journal.places.values(), engines.loaded.spec.feature_dim)
             held.callback(store.close)
         offsets, todo = _sort_out(found.videos, journal.places, store, retry=options.retry_failed)
-        decoded = decode_ahead(todo, plan, stages.workers, options.stop)
+        work = Work(plan=plan, min_score=header.min_score, features=header.features)
         tally, total = _Tally(), len(found.videos)
-        for labelled in engine.label(decoded):
+        for labelled in engines.label(todo, work, options.stop):
             vectors = _keep_vectors(store, labelled)
             row = make_row(labelled.video, labelled.result, header, vectors, decoder=labelled.route)
             offsets[todo[labelled.video]] = journal.append(row)
@@ -150,66 +153,80 @@ def label(bundle: Path, inputs: Sequence[str], options: Options) -> Summary:
 
 
 def _discover(inputs: Sequence[str], options: Options) -> Discovery:
-    found = discover(inputs, all_files=options.all_files, follow_links=options.follow_links, but=options.written())
-    if not found.videos:
+    found = discover(
+        inputs,
+        all_files=options.all_files,
+        follow_links=options.follow_links,
+        but=options.written(),
+        shard=options.shard,
+    )
+    if not found.videos and not found.elsewhere:
         passed_over = ", ".join(f"{count} {what}" for what, count in found.ignored.items()) or "no files"
         raise UsageError(f"no videos in {', '.join(inputs)} ({passed_over} passed over; --all-files takes every file)")
     return found
 
 
-def _load(bundle: Path, options: Options, begun: Header | None) -> Recognizer:
+def _told(found: Discovery, header: Header) -> str:
+    told = f"{len(found.videos)} videos"
+    return f"{told} of {len(found.videos) + found.elsewhere}, shard {header.shard}" if header.shard else told
+
+
+def _load(bundle: Path, options: Options, begun: Header | None) -> Here | Engines:
     runner, precision = options.runner, options.precision
     if begun and runner == "auto":
         runner = begun.runner
     if begun and precision == "auto":
         precision = begun.precision
-    recognizer = _open(bundle, runner, precision, options)
-    if options.features and not recognizer.framewise:
-        raise UsageError("--features: this model takes whole clips and has no features of frames")
-    if options.min_score and UNKNOWN in recognizer.spec.classes:
-        raise UsageError(
-            f"--min-score: the bundle has a class {UNKNOWN!r} of its own, so rows could not tell them apart"
-        )
-    return recognizer
-
-
-def _open(bundle: Path, runner: str, precision: str, options: Options) -> Recognizer:
-    """Load the bundle; with options.rebuild, once more after plans that do not fit were built again."""
-    misfits: list[PlanRefused] = []
+    devices = engine_devices(options.device)
+    for device in dict.fromkeys(devices) if options.rebuild else ():
+        _rebuild(bundle, runner, precision, device, options)
+    asked = Load(bundle=os.fsencode(bundle), device=options.device, runner=runner, precision=precision)
+    engines = load_engines(asked, devices, options.workers or default_workers(), options.announce)
     try:
-        recognizer = load(bundle, runner=runner, precision=precision, device=options.device)
-        misfits += [error for error in recognizer.refused if isinstance(error, PlanRefused)]
+        if options.features and not engines.loaded.framewise:
+            raise UsageError("--features: this model takes whole clips and has no features of frames")
+        if options.min_score and UNKNOWN in engines.loaded.spec.classes:
+            told = f"the bundle has a class {UNKNOWN!r} of its own, so rows could not tell them apart"
+            raise UsageError(f"--min-score: {told}")
+    except UsageError:
+        engines.close()
+        raise
+    return engines
+
+
+def _rebuild(bundle: Path, runner: str, precision: str, device: str, options: Options) -> None:
+    """Build the plans again that do not fit a device."""
+    assert options.rebuild is not None
+    refused: list[HarecError]
+    try:
+        refused = load(bundle, runner=runner, precision=precision, device=device).refused
     except PlanRefused as error:
-        if not options.rebuild:
-            raise
-        misfits.append(error)
-    if not (options.rebuild and misfits):
-        return recognizer
-    for misfit in misfits:
-        options.announce(f"building TensorRT plans again: {str(misfit).partition(': build')[0]}")
-        options.rebuild(load_bundle(bundle), misfit.variant, misfit.device)
-    return load(bundle, runner=runner, precision=precision, device=options.device)
+        refused = [error]
+    for misfit in refused:
+        if isinstance(misfit, PlanRefused):
+            options.announce(f"building TensorRT plans again: {str(misfit).partition(': build')[0]}")
+            options.rebuild(load_bundle(bundle), misfit.variant, misfit.device)
 
 
-def make_header(recognizer: Recognizer, options: Options, decoder: str = PYAV) -> Header:
+def make_header(loaded: Loaded, options: Options, decoder: str = PYAV) -> Header:
     """Return the header of a run with this recogniser; decoder: a name of decoders.CHOICES but "auto"."""
-    execution = recognizer.execution
     return Header(
-        bundle=recognizer.bundle.fingerprint(execution.variant),
-        variant=execution.variant,
-        runner=execution.runner.name,
-        precision=execution.precision,
+        bundle=loaded.fingerprint,
+        variant=loaded.variant,
+        runner=loaded.runner,
+        precision=loaded.precision,
         decoder=decoder,
         top_k=options.top_k,
         harec_deploy=__version__,
-        windows=options.windowing(recognizer.spec.sampling.frames),
+        windows=options.windowing(loaded.spec.sampling.frames),
         min_score=options.min_score,
         features=options.features is not None,
+        shard=str(options.shard) if options.shard else None,
     )
 
 
 def make_plan(
-    recognizer: Recognizer,
+    recognizer: Recognizer | Loaded,
     windowing: Windowing | None = None,
     limits: Limits | None = None,
     decoders: Choice | None = None,
@@ -228,9 +245,9 @@ def make_plan(
 
 
 def _keep_vectors(store: FeatureStore | None, labelled: Labelled) -> tuple[int, int] | None:
-    if store is None or labelled.track is None:
+    if store is None or labelled.vectors is None:
         return None
-    return store.append(labelled.track.windows, np.concatenate(labelled.track.vectors))
+    return store.append(labelled.windows, labelled.vectors)
 
 
 def _write_outputs(options: Options, summary: Summary, store: FeatureStore | None, done: set[Key]) -> None:
