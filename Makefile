@@ -1,5 +1,6 @@
 # make demo   everything from nothing: data, training, export with proof, labels, pictures
 # make test   what CI runs: lint, types, tests
+# make gpu-check   on a machine with a GPU, with what is installed there: GPU tests and figures, within 9 minutes
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := demo
@@ -8,7 +9,7 @@ DEMO := demo
 TENSORRT := 10.13.3.9 11.4.0.106
 STEP = @printf '\n== %s\n'
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format gpu-check clean
 
 .venv/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || \
@@ -51,6 +52,9 @@ lint: .venv/.ready
 format: .venv/.ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+gpu-check:
+	$(PYTHON) -m benchmarks.gpu_check
 
 clean:
 	rm -rf .venv $(DEMO) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -25,32 +25,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-import msgspec
 import numpy as np
-import torch
 import typer
 from decode import VIDEOS_FOLDER, machine, scene
+from recognisers import Labels, notebook, write_learnt
 from rich.console import Console
 from rich.table import Table
-from safetensors.torch import save_file
 
-from harec_deploy.bundle import BundleSpec, FileRef, HeadSpec, file_ref, save
-from harec_deploy.bundle import load as load_bundle
 from harec_deploy.discover import VideoFile, discover
 from harec_deploy.export import export
-from harec_deploy.export.verify import ProofClips, read_clips
+from harec_deploy.export.verify import read_clips
 from harec_deploy.label.engine import Engine, Stages
 from harec_deploy.label.journal import read_rows
 from harec_deploy.label.options import Options
 from harec_deploy.label.run import label, make_plan
 from harec_deploy.label.workers import Decoded, decode_ahead, default_workers
-from harec_deploy.models import ARCHITECTURES, FramewiseModel, build, from_bundle
-from harec_deploy.models.encoders import IMAGENET_MEAN, IMAGENET_STD
 from harec_deploy.recognizer import Recognizer, load
-from harec_deploy.sampling import ClipSampling, Window
 from tests.media import Clip, make_packed_avi
-
-Labels = dict[str, str]
 
 
 def make_clips(folder: Path, count: int, console: Console) -> Path:
@@ -68,86 +59,10 @@ def make_clips(folder: Path, count: int, console: Console) -> Path:
 
 def make_bundle(folder: Path, clips: Path) -> Path:
     """Write and export a ResNet-50 + LSTM with a random encoder and a head that tells these clips apart."""
-    if (folder / "onnx-fp32").is_dir():
-        return folder
-    torch.manual_seed(0)
-    base, head, classes = ARCHITECTURES["resnet50_lstm"], HeadSpec(hidden=512), [f"class {n}" for n in range(101)]
-    model = build("resnet50_lstm", head, len(classes), size=base.size).eval()
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = folder / "weights.safetensors"
-    spec = BundleSpec(
-        architecture="resnet50_lstm",
-        head=head,
-        feature_dim=model.encoder.feature_dim,
-        classes=classes,
-        sampling=ClipSampling(frames=16),
-        size=base.size,
-        weights=FileRef(path=weights.name, size=0, sha256=""),
-    )
-    learn_by_heart(model, read_clips(spec, [str(clips)], limit=len(classes)))
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, weights)
-    save(folder, msgspec.structs.replace(spec, weights=file_ref(folder, weights)))
-    export(folder, [str(clips)])
+    if not (folder / "onnx-fp32").is_dir():
+        write_learnt(folder, lambda spec: read_clips(spec, [str(clips)], limit=len(spec.classes)).pixels)
+        export(folder, [str(clips)])
     return folder
-
-
-def learn_by_heart(model: FramewiseModel, clips: ProofClips) -> None:
-    """Train the head until it knows each clip as a class of its own."""
-    with torch.inference_mode():
-        features = torch.stack([model.encoder(torch.from_numpy(clip)) for clip in clips.pixels])
-    features, labels = features.clone(), torch.arange(len(features))
-    optimiser = torch.optim.Adam(model.head.parameters(), 1e-3)
-    for _ in range(3000):
-        optimiser.zero_grad()
-        loss = torch.nn.functional.cross_entropy(model.head(features), labels)
-        loss.backward()
-        optimiser.step()
-        if loss.item() < 0.02:
-            return
-    raise SystemExit(f"the head did not learn the clips (loss {loss.item():.2f})")
-
-
-def notebook(bundle: Path, *, channels_last: bool = False) -> Callable[[list[Path]], Labels]:
-    """Return the loop that people write: one video at a time, each frame through torchvision, eager PyTorch.
-
-    channels_last: with the memory format that PyTorch's own guide to speed recommends, and few notebooks use.
-    """
-    import cv2
-    from torchvision import transforms
-
-    spec = load_bundle(bundle).spec
-    model = from_bundle(load_bundle(bundle))
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    body, head = model.encoder.backbone.to(memory_format=layout), model.head
-    prepare = transforms.Compose(
-        [
-            transforms.ToPILImage(),
-            transforms.Resize((spec.size.height, spec.size.width)),
-            transforms.ToTensor(),
-            transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
-        ]
-    )
-
-    def run(paths: list[Path]) -> Labels:
-        labels = {}
-        for path in paths:
-            capture = cv2.VideoCapture(str(path))
-            count, fps = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), capture.get(cv2.CAP_PROP_FPS)
-            wanted = (spec.sampling.timestamps_s(Window(0.0, count / fps)) * fps).astype(int)
-            frames = []
-            for place in range(wanted[-1] + 1):
-                if not capture.grab():
-                    break
-                if place in wanted:
-                    _, picture = capture.retrieve()
-                    frames.append(prepare(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)))
-            with torch.no_grad():
-                features = body(torch.stack(frames).to(memory_format=layout))
-                scores = torch.softmax(head(features[None]), -1)[0]
-            labels[path.name] = spec.classes[int(scores.argmax())]
-        return labels
-
-    return run
 
 
 @dataclass

@@ -4,9 +4,11 @@ python benchmarks/tables.py
 """
 
 import json
+from importlib import import_module
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
+GPU_CHECK = RESULTS / "gpu_check.json"
 DECODERS = ("PyAV sequential", "harec-deploy", "torchcodec approximate", "decord", "OpenCV grab/retrieve")
 WAYS = {
     "evaluate": "`evaluate`: PyTorch, whole clips",
@@ -87,6 +89,12 @@ def lengths_table() -> str:
     return "\n".join(rows)
 
 
+def gpu_table() -> str:
+    """Return what gpu_check measured."""
+    tables = import_module("benchmarks.gpu_tables" if __package__ else "gpu_tables")  # as a module, or as a script
+    return str(tables.markdown(json.loads(GPU_CHECK.read_text()))).strip()
+
+
 TABLES = {
     "decode": decode_table,
     "accuracy": accuracy_table,
@@ -95,6 +103,8 @@ TABLES = {
     "folders": folders_table,
     "lengths": lengths_table,
 }
+if GPU_CHECK.exists():  # there is nothing to show before it ran on a GPU
+    TABLES["gpu"] = gpu_table
 
 if __name__ == "__main__":
     for name, table in TABLES.items():
