@@ -197,7 +197,7 @@ _ROWS: dict[str, tuple[str, Callable[[Facts, Answers], tuple[str, str]], Callabl
     "cuda": ("CUDA", _cuda, _pip_cuda),
     "cuda_core": ("cuda-core", _version, _pip("'cuda-core[cu13]'")),
     "tensorrt": ("TensorRT", _version, _pip("--extra-index-url https://pypi.nvidia.com tensorrt-cu13")),
-    "dali": ("DALI", _version, _pip("nvidia-dali-cuda130")),
+    "dali": ("DALI", _version, _pip("'harec-deploy[dali]'")),
     "onnxruntime": ("ONNX Runtime", _onnxruntime, _pip_onnxruntime),
     "openvino": ("OpenVINO", _openvino, _pip("openvino")),
     "torch": ("PyTorch", _torch, _pip("'harec-deploy[export]'")),

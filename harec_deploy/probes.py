@@ -207,12 +207,16 @@ def _pyav() -> dict[str, Any]:
 
 def _choice(bundle: str = "") -> dict[str, Any]:
     """Say what `auto` stands for here; with a bundle, what it takes after measuring."""
-    from harec_deploy.decode import choose
     from harec_deploy.devices import resolve
+    from harec_deploy.label.decoders import choose_decoders
     from harec_deploy.runners import installed
 
-    facts: dict[str, Any] = {"decoder": choose().name, "devices": list(resolve("auto"))}
-    facts["decoder_reason"] = "the reference decoder, on the CPU's cores"
+    decoders = choose_decoders("auto", "auto")
+    facts: dict[str, Any] = {
+        "decoder": decoders.name,
+        "decoder_reason": decoders.reason,
+        "devices": list(resolve("auto")),
+    }
     if bundle:
         from harec_deploy.recognizer import load
 

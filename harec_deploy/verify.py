@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harec_deploy.bundle import BundleSpec, DecoderProof, save
-from harec_deploy.decode import Decoder, choose
+from harec_deploy.decode import Decoder, Refused, choose
 from harec_deploy.discover import VideoFile, discover
 from harec_deploy.errors import UsageError, VideoError
 from harec_deploy.recognizer import Recognizer
@@ -36,18 +36,20 @@ def prove_decoder(
     inputs: Sequence[str],
     name: str,
     *,
+    device: str = "cpu",
     max_clips: int = 100,
     progress: Progress = lambda done, total: None,
 ) -> DecoderProof:
     """Compare the pixels and labels of clips from a decoder with those from the reference decoder, and store it.
 
+    device: "cpu" or "cuda:N", for a decoder that can use either.
     Clips that the reference decoder cannot give count for nothing; those that ``name`` refuses go to the reference in
     a run, and are counted.
 
     Raises:
         UsageError: no such decoder, or no video that both can decode.
     """
-    reference, decoder = choose(REFERENCE), choose(name)
+    reference, decoder = choose(REFERENCE), choose(name, device)
     videos = spread(inputs, max_clips)
     measured = _Measured()
     for done, video in enumerate(videos):
@@ -58,7 +60,7 @@ def prove_decoder(
             continue
         try:
             got = clip_of(decoder, video, recognizer.spec)
-        except VideoError:
+        except (Refused, VideoError):
             measured.refused += 1
             continue
         measured.add(video.name, recognizer, wanted, got)
@@ -97,7 +99,7 @@ class _Measured:
         return DecoderProof(
             decoder=decoder.name,
             decoder_version=decoder.version,
-            device=decoder.device,
+            device=decoder.device.partition(":")[0],
             hardware=runner.hardware,
             clips=len(self.names),
             refused=self.refused,

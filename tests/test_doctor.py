@@ -117,13 +117,14 @@ def test_decoders_are_those_that_pyav_lists(found: dict[str, dict[str, Any]]) ->
 def test_what_is_not_installed_or_broken_is_named_with_its_pip_line(tmp_path: Path) -> None:
     hidden = "raise ModuleNotFoundError(f'No module named {__name__!r}', name=__name__)"  # as where it is not installed
     package(tmp_path, "torch", hidden)
+    package(tmp_path, "nvidia", hidden)
     package(tmp_path, "tensorrt", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
     done = doctor("--json", first=tmp_path)
     found = findings(done)
     assert (found["PyTorch"]["state"], found["PyTorch"]["remedy"]) == ("missing", "pip install 'harec-deploy[export]'")
     assert (found["TensorRT"]["state"], found["TensorRT"]["told"]) == ("broken", "the process died of SIGSEGV")
     assert found["TensorRT"]["remedy"] == PIP_TENSORRT.replace("install", "install --force-reinstall")
-    assert found["DALI"]["remedy"].startswith("pip install ")
+    assert found["DALI"]["remedy"] == "pip install 'harec-deploy[dali]'"
     assert found["OpenVINO"]["state"] == "ok"
     assert done.stderr == ""
 

@@ -16,7 +16,10 @@ from harec_deploy.bundle import load
 from harec_deploy.decode import DECODERS, Frames, Size, Timestamps
 from harec_deploy.decode.pyav import PyAVDecoder
 from harec_deploy.errors import UsageError, VideoError
+from harec_deploy.label.options import Options
+from harec_deploy.label.run import label
 from harec_deploy.verify import prove_decoder, spread
+from tests.media import make_video
 
 BRIGHTER_BY = 3
 
@@ -149,3 +152,39 @@ class TestCommand:
         assert done.returncode == 2
         assert told in done.stderr
         assert done.stderr.count("\n") == 1
+
+
+class TestDali:
+    """The real decoder, in the form that runs on a CPU."""
+
+    @pytest.fixture
+    def webm(self, tmp_path: Path) -> Path:
+        folder = tmp_path / "webm"
+        folder.mkdir()
+        for seed in range(3):
+            make_video(folder / f"{seed}.webm", codec="libvpx-vp9", frames=30, seed=seed, width=160, height=160)
+        make_video(folder / "other.mp4", frames=30)
+        return folder
+
+    def label(self, bundle: Path, webm: Path) -> str:
+        said: list[str] = []
+        out = bundle.with_name(f"{len(list(bundle.parent.glob('*.jsonl')))}.jsonl")
+        how: dict[str, Any] = {"runner": "openvino", "precision": "fp32", "device": "cpu", "announce": said.append}
+        label(bundle, [str(webm)], Options(out=out, decoder="dali", workers=1, **how))
+        return said[0]
+
+    def test_labelling_says_whether_it_is_proved(self, bundle: Path, webm: Path) -> None:
+        assert "; dali on cpu has no proof for this bundle: see harec-deploy verify --decoder" in self.label(
+            bundle, webm
+        )
+        arguments = [str(bundle), str(webm), "--decoder", "dali", "--device", "cpu", "--runner", "openvino"]
+        done = command([*arguments, "--precision", "fp32"])
+        assert done.returncode == 0, done.stderr
+        (proof,) = load(bundle).spec.decoders
+        assert (proof.decoder, proof.device, proof.clips, proof.refused) == ("dali", "cpu", 3, 1)
+        assert 0 < proof.mean_level_difference < 7
+        assert "proof" not in self.label(bundle, webm)
+        spec = json.loads((bundle / "bundle.json").read_text())
+        spec["decoders"][0] |= {"passed": False, "top1_agreement": 0.5}
+        (bundle / "bundle.json").write_text(json.dumps(spec))
+        assert "dali on cpu failed its proof, 50.0% of labels kept" in self.label(bundle, webm)

@@ -28,17 +28,21 @@ def verify(
     """
     import msgspec
 
+    from harec_deploy.devices import resolve
+    from harec_deploy.label.decoders import choose_decoders
     from harec_deploy.recognizer import load
     from harec_deploy.verify import REFERENCE, prove_decoder
 
     if decoder == REFERENCE:
         raise UsageError(f"--decoder {decoder} is the reference itself: name another")
+    where = choose_decoders(decoder, device).device if decoder == "dali" else resolve(device)[0]
     recognizer = load(bundle, runner=runner, precision=precision, device=device)
     with console.progress_bar("comparing") as (progress, task):
         proof = prove_decoder(
             recognizer,
             clips,
             decoder,
+            device=where,
             max_clips=max_clips,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )

@@ -20,6 +20,7 @@ from typing import Any
 
 import av
 import numpy as np
+import nvidia.dali
 from numpy.typing import NDArray
 from nvidia.dali import Pipeline, fn, types
 
@@ -75,6 +76,7 @@ class DaliDecoder:
     """
 
     name = "dali"
+    version: str = nvidia.dali.__version__
 
     def __init__(self, device: str = "cpu", *, batch: int = BATCH) -> None:
         """Decode on "cpu" or "cuda:N", at most ``batch`` videos at a time."""

@@ -66,7 +66,7 @@ def export(
     runners = [each for there in candidates("auto", device) for each in there]
     bundle = prove_weights(bundle, runners, real, logits, progress)
     others = {other: variant for other, variant in bundle.spec.variants.items() if other != name}
-    check = _check_clips(bundle) if others else None  # they were proved to be near it, so it stays
+    check = check_clips_of(bundle) if others else None  # they were proved to be near it, so it stays
     with atomic_folder(folder / name) as staging:
         progress("writing ONNX graphs")
         paths = write_graphs(model, bundle.spec, staging, precision=precision, lstm=lstm)
@@ -80,12 +80,13 @@ def export(
         # From here to the last line the bundle lacks the variant: a kill in between leaves a bundle that says so.
         bare = msgspec.structs.replace(bundle.spec, variants=others, check=bundle.spec.check if check else None)
         save(folder, bare)
-    graphs = {graph: _in_folder(file, name) for graph, file in variant.graphs.items()}
+    graphs = {graph: in_folder(file, name) for graph, file in variant.graphs.items()}
     spec = _with_variant(bare, name, msgspec.structs.replace(variant, graphs=graphs, proofs=proofs))
-    return save(folder, spec if check else msgspec.structs.replace(spec, check=_write_check(folder, real, logits)))
+    return save(folder, spec if check else msgspec.structs.replace(spec, check=write_check(folder, real, logits)))
 
 
-def _check_clips(bundle: Bundle) -> Check | None:
+def check_clips_of(bundle: Bundle) -> Check | None:
+    """Return the check clips that the bundle's variants were proved to be near, None where there are none."""
     try:
         return bundle.check_clips()
     except BundleError:
@@ -123,7 +124,7 @@ def export_weights(
     logits = reference_logits(from_bundle(bundle), real)
     spec = prove_weights(bundle, runners, real, logits, progress, asked=True).spec
     if spec.check is None:
-        spec = msgspec.structs.replace(spec, check=_write_check(folder, real, logits))
+        spec = msgspec.structs.replace(spec, check=write_check(folder, real, logits))
     return save(folder, spec)
 
 
@@ -172,11 +173,13 @@ def _with_variant(spec: BundleSpec, name: str, variant: Variant) -> BundleSpec:
     return msgspec.structs.replace(spec, variants={**spec.variants, name: variant})
 
 
-def _in_folder(file: FileRef, folder: str) -> FileRef:
+def in_folder(file: FileRef, folder: str) -> FileRef:
+    """Return the file with the folder that it lies in now."""
     return msgspec.structs.replace(file, path=f"{folder}/{Path(file.path).name}")
 
 
-def _write_check(folder: Path, real: ProofClips, logits: NDArray[np.float32]) -> FileRef:
+def write_check(folder: Path, real: ProofClips, logits: NDArray[np.float32]) -> FileRef:
+    """Write the first of the proof's clips as the bundle's check clips."""
     path = folder / CHECK_FILE
     with atomic_write(path) as stream:
         np.savez(stream, clips=real.pixels[:CHECK_CLIPS], logits=logits[:CHECK_CLIPS])

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from harec_deploy.bundle import Bundle, BundleSpec, EngineSpec, FileRef, Variant, file_ref, load, save
 from harec_deploy.devices import CudaDevice, cuda_device, resolve
 from harec_deploy.errors import BundleError, HarecError, MissingDependency, UsageError
-from harec_deploy.export import _in_folder, _write_check
+from harec_deploy.export import check_clips_of, in_folder, write_check
 from harec_deploy.export.timing import TimingCache
-from harec_deploy.export.verify import ProofClips, failure, prove, read_clips, reference_logits
+from harec_deploy.export.verify import Check, ProofClips, failure, prove, read_clips, reference_logits
 from harec_deploy.files import atomic_folder
 from harec_deploy.recognizer import Recognizer
 from harec_deploy.runners import Execution, Runner, get
@@ -104,10 +104,12 @@ def export_tensorrt(
         )
 
     packages = {name: version(name) for name in ("torch", "onnx", "onnxscript")}
-    order = _Order(precision, write, describe, packages, real, logits)
-    unchecked = Bundle(folder, msgspec.structs.replace(bundle.spec, check=None))  # other clips come in their place
-    spec = _place(unchecked, order, site, progress, bar)
-    return save(folder, msgspec.structs.replace(spec, check=_write_check(folder, real, logits)))
+    others = bundle.spec.variants.keys() - {variant_name(precision, site.gpu)}
+    check = check_clips_of(bundle) if others else None  # they were proved to be near it, so it stays
+    order = _Order(precision, write, describe, packages, (real, logits, check))
+    kept = bundle if check else Bundle(folder, msgspec.structs.replace(bundle.spec, check=None))
+    spec = _place(kept, order, site, progress, bar)
+    return save(folder, spec if check else msgspec.structs.replace(spec, check=write_check(folder, real, logits)))
 
 
 def rebuild(
@@ -147,7 +149,7 @@ def rebuild(
     def write(staging: Path) -> dict[str, Path]:
         return _copy(bundle, engine.sources, staging)
 
-    order = _Order(old.precision, write, describe, old.made_with, real, logits)
+    order = _Order(old.precision, write, describe, old.made_with, (real, logits, None))
     return save(bundle.folder, _place(bundle, order, site, progress, bar))
 
 
@@ -205,14 +207,13 @@ def _check(gpu: CudaDevice, precision: str, lstm: str, tune: str, level: int, ha
 
 @dataclass(frozen=True, slots=True)
 class _Order:
-    """A variant to be made: what writes its ONNX files, what describes its plans, and the clips that prove it."""
+    """A variant to be made: what writes its ONNX files, what describes its plans, and what ``prove`` takes."""
 
     precision: str
     write: Callable[[Path], dict[str, Path]]
     describe: Callable[[dict[str, FileRef]], EngineSpec]
     packages: dict[str, str]
-    clips: ProofClips
-    logits: NDArray[np.float32]
+    reference: tuple[ProofClips, NDArray[np.float32], Check | None]
 
 
 def _place(bundle: Bundle, order: _Order, site: _Site, progress: Progress, bar: Bar) -> BundleSpec:
@@ -227,7 +228,7 @@ def _place(bundle: Bundle, order: _Order, site: _Site, progress: Progress, bar: 
         trial = Bundle(folder, msgspec.structs.replace(_with(spec, name, variant), check=None))
         execution = Execution(name, site.runner, order.precision)
         progress(f"proving {execution}")
-        proof = prove(Recognizer(trial, execution), order.clips, order.logits)
+        proof = prove(Recognizer(trial, execution), *order.reference)
         if not proof.passed:
             raise failure(execution, proof)
         # From here until the caller saves, the bundle has no such variant: a kill in between leaves one that says so.
@@ -278,7 +279,7 @@ def _copy(bundle: Bundle, files: dict[str, FileRef], staging: Path) -> dict[str,
 
 
 def _moved(files: dict[str, FileRef], folder: str) -> dict[str, FileRef]:
-    return {graph: _in_folder(file, folder) for graph, file in files.items()}
+    return {graph: in_folder(file, folder) for graph, file in files.items()}
 
 
 def _with(spec: BundleSpec, name: str, variant: Variant) -> BundleSpec:

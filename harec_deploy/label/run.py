@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from harec_deploy import __version__
+from harec_deploy.bundle import BundleSpec
 from harec_deploy.bundle import load as load_bundle
 from harec_deploy.decode import DECODERS
 from harec_deploy.devices import engine_devices
@@ -21,7 +22,7 @@ from harec_deploy.errors import HarecError, OutputError, PlanRefused, UsageError
 from harec_deploy.files import atomic_write
 from harec_deploy.label import outputs
 from harec_deploy.label.annotate import annotate_all
-from harec_deploy.label.child import PYAV, Limits, Plan
+from harec_deploy.label.child import PYAV, BatchPlan, Limits, Plan
 from harec_deploy.label.decoders import Choice, choose_decoders
 from harec_deploy.label.engine import Engine, Labelled, Stages
 from harec_deploy.label.engine_messages import Load, Loaded, Work
@@ -122,6 +123,7 @@ def label(bundle: Path, inputs: Sequence[str], options: Options) -> Summary:
         decoding = f"{stages.workers} decoding" + ("" if options.workers else ", one for each core")
         if plan.batch:
             decoding += f", and {decoders.name} with {plan.batch.name} on {plan.batch.device} ({decoders.reason})"
+            decoding += _unproved(plan.batch, engines.loaded.spec)
         options.announce(f"{_told(found, header)}; {engines.execution} ({engines.loaded.reason}); {decoding}")
         start = time.perf_counter()
         journal = held.enter_context(Journal(options.journal, header, restart=options.restart))
@@ -206,6 +208,16 @@ def _rebuild(bundle: Path, runner: str, precision: str, device: str, options: Op
         if isinstance(misfit, PlanRefused):
             options.announce(f"building TensorRT plans again: {str(misfit).partition(': build')[0]}")
             options.rebuild(load_bundle(bundle), misfit.variant, misfit.device)
+
+
+def _unproved(batch: BatchPlan, spec: BundleSpec) -> str:
+    """Say that a decoder was not held against the reference for this bundle, or failed; "" if it passed."""
+    kind = batch.device.partition(":")[0]
+    proof = next((each for each in spec.decoders if (each.decoder, each.device) == (batch.name, kind)), None)
+    if proof and proof.passed:
+        return ""
+    found = f"failed its proof, {proof.top1_agreement:.1%} of labels kept" if proof else "has no proof for this bundle"
+    return f"; {batch.name} on {kind} {found}: see harec-deploy verify --decoder {batch.name}"
 
 
 def make_header(loaded: Loaded, options: Options, decoder: str = PYAV) -> Header:

@@ -96,8 +96,8 @@ def get(name: str, device: str = "cpu") -> Runner:
     module, _, attribute = entry.target.partition(":")
     try:
         runner: Runner = getattr(import_module(module), attribute)(device)
-    except ImportError as error:  # also of a library that the package loads
-        package = (error.name or name).partition(".")[0].removesuffix("_bindings")
+    except (ImportError, OSError) as error:  # also of a library that the package loads
+        package = (getattr(error, "name", None) or name).partition(".")[0].removesuffix("_bindings")
         raise MissingDependency(package, entry.extra or "ort", f"runner {name}") from None
     return runner
 
