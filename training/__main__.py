@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,8 +13,10 @@ from harec_deploy.cli import console
 from harec_deploy.errors import UsageError
 
 if TYPE_CHECKING:
+    from training.datasets.layouts import DataSettings
     from training.fit import Report
     from training.metrics import Evaluation
+    from training.recipes import RecipeFile
 
 app = typer.Typer(
     name="python -m training",
@@ -62,22 +64,39 @@ def prepare(
     check: Annotated[bool, typer.Option("--check", help="Decode every frame and leave damaged videos out.")] = False,
 ) -> None:
     """Write a manifest of a data set: UCF-101, UCF-50, UCF-11, HMDB-51, Kinetics, or a folder for each class."""
+    from training.datasets.layouts import DataSettings
+
+    settings = DataSettings(
+        layout=layout,
+        official=official,
+        split_by=split_by,
+        classes=classes,
+        per_class=per_class,
+        val=val,
+        test=test,
+    )
+    manifest = out or videos / "manifest.csv"
+    _prepare(videos, manifest, settings, seed=seed, group_regex=group_regex, check=check)
+    console.say(f"written to {manifest}; next: python -m training fit {manifest}")
+
+
+def _prepare(
+    videos: Path, manifest: Path, how: "DataSettings", *, seed: int, group_regex: str = "", check: bool = False
+) -> None:
     from training.datasets import inspect, write_manifest
     from training.datasets.layouts import scan
     from training.splits import split, subset
 
-    found = scan(videos, layout, official=official, group_regex=group_regex)
-    chosen = subset(found.samples, classes, per_class, seed)
+    found = scan(videos, how.layout, official=how.official, group_regex=group_regex)
+    chosen = subset(found.samples, how.classes, how.per_class, seed)
     with _counted("decoding" if check else "looking") as step:
         readable, problems = inspect(chosen, whole=check, progress=step)
     for path, error in problems.items():
         console.say(f"left out: {path}: {error.kind}: {error}")
-    samples, told = split(readable, (val, test), seed, split_by)
-    manifest = out or videos / "manifest.csv"
+    samples, told = split(readable, (how.val, how.test), seed, how.split_by)
     write_manifest(manifest, samples, f"python -m training {shlex.join(sys.argv[1:])}", problems)
     names = len({sample.label for sample in samples})
     console.say(f"{found.layout}: {len(samples)} videos of {names} classes; {told}")
-    console.say(f"written to {manifest}; next: python -m training fit {manifest}")
 
 
 @app.command()
@@ -164,48 +183,69 @@ def models(
 def fit(
     manifest: Annotated[Path, typer.Argument(help="What prepare wrote.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")] = Path("runs/run"),
-    architecture: Annotated[str, typer.Option(help="One that python -m training models lists.")] = "resnet50_lstm",
+    recipe: Annotated[
+        str, typer.Option(help="A TOML file, or a recipe's name (see run); the options below go on top of it.")
+    ] = "",
+    architecture: Annotated[
+        str | None, typer.Option(help="One that python -m training models lists; resnet50_lstm by default.")
+    ] = None,
     encoder_weights: Annotated[
         str | None, typer.Option(help="imagenet, or a file with the encoder's state dict.")
     ] = None,
-    finetune: Annotated[bool, typer.Option("--finetune", help="Train a pre-trained encoder too.")] = False,
+    finetune: Annotated[bool | None, typer.Option("--finetune", help="Train a pre-trained encoder too.")] = None,
     finetune_stages: Annotated[
-        int, typer.Option(min=0, help="Train this many of its last stages, and freeze the others.")
-    ] = 0,
+        int | None, typer.Option(min=0, help="Train this many of its last stages, and freeze the others.")
+    ] = None,
     frames: Annotated[int | None, typer.Option(help="Frames of a clip; the architecture's by default.")] = None,
     size: Annotated[int | None, typer.Option(help="Width and height of a frame in pixels.")] = None,
-    resize: Annotated[str, typer.Option(help="stretch, or crop: shorter side and centre crop.")] = "stretch",
-    span: Annotated[float, typer.Option(help="Central share of a video that is sampled.")] = 1.0,
+    resize: Annotated[str | None, typer.Option(help="stretch, or crop: shorter side and centre crop.")] = None,
+    span: Annotated[float | None, typer.Option(help="Central share of a video that is sampled; 1.")] = None,
     hidden: Annotated[int | None, typer.Option(help="Width of the LSTM.")] = None,
     layers: Annotated[int | None, typer.Option(help="Layers of the LSTM.")] = None,
-    bidirectional: Annotated[bool, typer.Option("--bidirectional", help="Read the clip both ways.")] = False,
+    bidirectional: Annotated[bool | None, typer.Option("--bidirectional", help="Read the clip both ways.")] = None,
     dropout: Annotated[float | None, typer.Option(help="Before the classifier and between layers.")] = None,
     dense: Annotated[int | None, typer.Option(help="Width of a layer behind the LSTM; 0 for none.")] = None,
     pool: Annotated[str | None, typer.Option(help="max, mean or last: how the LSTM's outputs are read.")] = None,
-    epochs: Annotated[int, typer.Option(help="Passes over the training videos.")] = 40,
-    batch: Annotated[int, typer.Option(help="Clips of a step.")] = 32,
-    learning_rate: Annotated[float, typer.Option(help="Of the head, at its highest.")] = 1e-3,
-    encoder_rate: Annotated[float, typer.Option(help="The encoder's, as a share of the head's.")] = 1.0,
-    schedule: Annotated[str, typer.Option(help="onecycle, cosine or none.")] = "onecycle",
-    patience: Annotated[int, typer.Option(help="Stop after so many epochs without a better val loss; 0: never.")] = 0,
-    flip: Annotated[bool, typer.Option("--flip/--no-flip", help="Mirror half of the clips.")] = True,
-    folds: Annotated[int, typer.Option(help="Train this many models, each without one fold of the groups.")] = 0,
-    seed: Annotated[int, typer.Option(help="Of weights, batches and folds.")] = 0,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training videos; 40.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Clips of a step; 32.")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="adamw, adam or sgd.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Of the head, at its highest; 0.001.")] = None,
+    encoder_rate: Annotated[float | None, typer.Option(help="The encoder's, as a share of the head's; 1.")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="0.01 by default.")] = None,
+    label_smoothing: Annotated[float | None, typer.Option(help="0.1 by default.")] = None,
+    class_weights: Annotated[
+        bool | None, typer.Option("--class-weights", help="Small classes count as much as large ones.")
+    ] = None,
+    schedule: Annotated[str | None, typer.Option(help="onecycle, cosine, step, plateau or none.")] = None,
+    warmup_epochs: Annotated[int | None, typer.Option(help="Epochs in which the rate rises; 0.")] = None,
+    step_epochs: Annotated[int | None, typer.Option(help="Epochs to a step, or that a plateau lasts; 10.")] = None,
+    step_factor: Annotated[float | None, typer.Option(help="What the rate is multiplied by then; 0.1.")] = None,
+    clip_gradient: Annotated[float | None, typer.Option(help="Longest gradient; 1, or 0 for any.")] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="Stop after so many epochs without a better val loss; 0: never.")
+    ] = None,
+    amp: Annotated[str | None, typer.Option(help="auto, none, fp16 or bf16.")] = None,
+    flip: Annotated[bool | None, typer.Option("--flip/--no-flip", help="Mirror half of the clips; yes.")] = None,
+    folds: Annotated[
+        int | None, typer.Option(help="Train this many models, each without one fold of the groups.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights, batches and folds; 0.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Where decoded frames and features are kept.")] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Forget an earlier run in this folder.")] = False,
 ) -> None:
     """Train and write a bundle. Interrupted, the same command goes on from its last epoch."""
     try:
-        from training.fit import fit_all, recipe_for
+        from training import recipes
     except ModuleNotFoundError as error:
         raise console.missing(error, "train", "training") from None
-    if finetune and finetune_stages:
-        raise UsageError("--finetune trains all stages: leave it or --finetune-stages out")
-    recipe = recipe_for(
-        architecture,
-        sampling={"frames": frames, "span": span},
-        size={"width": size, "height": size, "mode": resize},
-        head={
+    given = {
+        "architecture": architecture,
+        "encoder_weights": encoder_weights,
+        "finetune": finetune,
+        "finetune_stages": finetune_stages,
+        "sampling": {"frames": frames, "span": span},
+        "size": {"width": size, "height": size, "mode": resize},
+        "head": {
             "hidden": hidden,
             "layers": layers,
             "bidirectional": bidirectional,
@@ -213,25 +253,84 @@ def fit(
             "dense": dense,
             "pool": pool,
         },
-        optimisation={
+        "optimisation": {
             "epochs": epochs,
             "batch": batch,
+            "optimizer": optimizer,
             "learning_rate": learning_rate,
             "encoder_rate": encoder_rate,
+            "weight_decay": weight_decay,
+            "label_smoothing": label_smoothing,
+            "class_weights": class_weights,
             "schedule": schedule,
+            "warmup_epochs": warmup_epochs,
+            "step_epochs": step_epochs,
+            "step_factor": step_factor,
+            "clip_gradient": clip_gradient,
             "patience": patience,
+            "amp": amp,
         },
-        encoder_weights=encoder_weights,
-        freeze_encoder=encoder_weights is not None and not finetune and not finetune_stages,
-        finetune_stages=finetune_stages,
-        flip=flip,
-        seed=seed,
-    )
+        "flip": flip,
+        "folds": folds,
+        "seed": seed,
+    }
+    _fit(manifest, recipes.read(recipe, given), out, cache, restart=restart)
+
+
+def _fit(manifest: Path, written: "RecipeFile", out: Path, cache: Path | None, *, restart: bool) -> list[Path]:
+    from training.fit import fit_all
+    from training.recipes import to_recipe
+
+    recipe = to_recipe(written)
     with _report() as report:
         bundles = fit_all(
-            manifest, recipe, out, report, folds=folds, cache=cache or manifest.parent / "cache", restart=restart
+            manifest,
+            recipe,
+            out,
+            report,
+            folds=written.folds,
+            cache=cache or manifest.parent / "cache",
+            restart=restart,
         )
     console.say(f"written to {', '.join(map(str, bundles))}; next: harec-deploy export {bundles[0]}")
+    return bundles
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name or TOML file; without one they are listed.")] = "",
+    videos: Annotated[Path | None, typer.Option("--data", help="The folder of the data set.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the run; runs/RECIPE by default.")] = None,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="Try it in minutes: generated videos in the same layout, a small model.")
+    ] = False,
+    encoder_weights: Annotated[str | None, typer.Option(help="Instead of the recipe's.")] = None,
+    restart: Annotated[bool, typer.Option("--restart", help="Forget an earlier run in this folder.")] = False,
+) -> None:
+    """Prepare, fit and evaluate in one go, as a recipe says."""
+    try:
+        from training import recipes
+        from training.evaluate import run_folders
+    except ModuleNotFoundError as error:
+        raise console.missing(error, "train", "training") from None
+    if not recipe:
+        for name in recipes.names():
+            console.out.print(f"{name}: {recipes.read(name).about}", markup=False)
+        return
+    folder = out or Path("runs") / Path(recipe).stem
+    written = recipes.read(recipe, {"encoder_weights": encoder_weights}, smoke=smoke)
+    if smoke:
+        with _counted("rendering") as step:
+            videos = recipes.smoke_data(written.data.layout, folder.with_name(f"{folder.name}-data"), step)
+        written = recipes.with_random_weights(written, videos.parent)
+    if videos is None:
+        raise UsageError(f"--data: name the folder of the data set ({written.data.layout}), or try it with --smoke")
+    manifest = folder.with_name(f"{folder.name}.csv")
+    manifest.parent.mkdir(parents=True, exist_ok=True)
+    _prepare(videos, manifest, written.data, seed=written.seed)
+    _fit(manifest, written, folder, None, restart=restart)
+    for one in run_folders([folder]):
+        _evaluate(one, "test", one / "evaluation")
 
 
 @app.command()
@@ -250,24 +349,36 @@ def evaluate(
 ) -> None:
     """Measure accuracy and calibration: a page, tables as CSV and JSON, confusion matrix and more as PNG."""
     try:
-        from training.evaluate import run_folders, scored
+        from training.evaluate import run_folders
         from training.metrics import summed_up
     except ModuleNotFoundError as error:
         raise console.missing(error, "train", "training") from None
     if journal is not None and (len(runs) != 1 or runner):
         raise UsageError("--journal goes with one run, and takes the place of --runner")
-    every = []
-    for run in run_folders(runs):
-        with _counted(f"labelling {run}") as step:
-            evaluation = scored(
-                run, split, views=test_views, journal=journal, runner=runner, precision=precision, progress=step
-            )
-        folder = out if out and len(runs) == 1 else run / "evaluation"
-        _write_evaluation(evaluation, run, folder)
-        console.say(f"{run}: {evaluation.correct} of {len(evaluation.predictions)} right; written to {folder}")
-        every.append(evaluation)
+    every = [
+        _evaluate(
+            one,
+            split,
+            out if out and len(runs) == 1 else one / "evaluation",
+            views=test_views,
+            journal=journal,
+            runner=runner,
+            precision=precision,
+        )
+        for one in run_folders(runs)
+    ]
     predictions = [prediction for evaluation in every for prediction in evaluation.predictions]
     _print_evaluation(summed_up(every[0].classes, predictions))
+
+
+def _evaluate(one: Path, split: str, folder: Path, **how: Any) -> "Evaluation":
+    from training.evaluate import scored
+
+    with _counted(f"labelling {one}") as step:
+        evaluation = scored(one, split, progress=step, **how)
+    _write_evaluation(evaluation, one, folder)
+    console.say(f"{one}: {evaluation.correct} of {len(evaluation.predictions)} right; written to {folder}")
+    return evaluation
 
 
 def _write_evaluation(evaluation: "Evaluation", run: Path, folder: Path) -> None:

@@ -32,6 +32,7 @@ from harec_deploy.errors import UsageError
 
 WIDTH, HEIGHT, FPS = 320, 240, 25
 _FINE = 2  # drawn this many times larger and averaged down, for smooth edges and motion finer than a pixel
+_MUXERS = {".mp4": "mp4", ".avi": "avi", ".mpg": "mpeg"}
 _MARGIN = 8  # pixels of background around the picture, into which the camera pans
 _Colour = tuple[int, int, int]
 
@@ -239,9 +240,12 @@ def _film(path: Path, action: str, actor: int, clip: int, seed: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     try:
-        with av.open(str(part), "w", format=path.suffix[1:]) as container:
+        with av.open(str(part), "w", format=_MUXERS[path.suffix]) as container:
             if path.suffix == ".mp4":
                 stream = container.add_stream("libx264", rate=FPS, options={"preset": "veryfast"})
+            elif path.suffix == ".mpg":
+                stream = container.add_stream("mpeg1video", rate=FPS)
+                stream.bit_rate = 1_000_000
             else:
                 options = {"flags": "+qscale", "global_quality": str(4 * 118)}  # quantiser 4, in FFmpeg's unit
                 stream = container.add_stream("mpeg4", rate=FPS, options=options)
@@ -263,15 +267,16 @@ def synthesize(
     actors: int = 10,
     clips_per_action: int = 4,
     seed: int = 0,
+    suffix: str = "",
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Path]:
     """Render the data set into ``out`` and return the sorted paths, ``<action>/v_<action>_g<actor>_c<clip>.<ext>``.
 
-    Actors with an even number are H.264 in .mp4, the others MPEG-4 part 2 in .avi. Files that are already there are
-    kept, so an interrupted run goes on where it stopped; another seed needs another folder. ``workers`` are processes,
-    by default one per core. ``progress`` is called with the numbers of finished clips and of all clips, at the start
-    and after every clip.
+    Actors with an even number are H.264 in .mp4, the others MPEG-4 part 2 in .avi; or all have the ``suffix``, which
+    may be .mpg for MPEG-1 too. Files that are already there are kept, so an interrupted run goes on where it stopped;
+    another seed needs another folder. ``workers`` are processes, by default one per core. ``progress`` is called with
+    the numbers of finished clips and of all clips, at the start and after every clip.
 
     Raises:
         UsageError: fewer than 2 actors, no clips, or a negative seed.
@@ -279,8 +284,9 @@ def synthesize(
     for name, value, least in (("actors", actors, 2), ("clips_per_action", clips_per_action, 1), ("seed", seed, 0)):
         if value < least:
             raise UsageError(f"{name} is {value}; allowed are {least} and above")
+    kinds = (suffix, suffix) if suffix else (".mp4", ".avi")
     takes = {
-        out / action / f"v_{action}_g{actor:02d}_c{clip:02d}.{'avi' if actor % 2 else 'mp4'}": (action, actor, clip)
+        out / action / f"v_{action}_g{actor:02d}_c{clip:02d}{kinds[actor % 2]}": (action, actor, clip)
         for actor, action, clip in itertools.product(range(actors), ACTIONS, range(clips_per_action))
     }
     missing = [path for path in takes if not path.exists()]

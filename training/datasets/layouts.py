@@ -17,6 +17,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
 from harec_deploy.discover import SUFFIXES
 from harec_deploy.errors import UsageError
 from training.datasets import Sample, grouped, scan_folders
@@ -37,6 +39,18 @@ class Layout(NamedTuple):
     find: Callable[[Path], Path | None]
     read: Callable[[Path, Path, int | None], list[Sample]]
     official: int = 0
+
+
+class DataSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which videos, and how they are split; see ``python -m training prepare``."""
+
+    layout: str = "auto"
+    official: int | None = None
+    split_by: str = "auto"
+    classes: str = ""
+    per_class: int = 0
+    val: float = 0.1
+    test: float = 0.1
 
 
 @dataclass(frozen=True, slots=True)
