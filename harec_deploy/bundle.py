@@ -141,6 +141,8 @@ class Variant(_Part, frozen=True, kw_only=True):
     def proof(self, runner: str, precision: str, device: str = "cpu") -> Proof | None:
         """Return the proof of running this variant on ``runner`` in ``precision``, or None if it was not tried.
 
+        Of several it is that with the reference decoder's frames, which comes first.
+
         device: "cpu", "cuda", or one of several GPUs, "cuda:1".
         """
         wanted = (runner, precision, device.partition(":")[0])

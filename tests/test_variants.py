@@ -96,7 +96,7 @@ def test_a_failed_proof_leaves_the_others_and_nothing_new(
     bundle: Path, videos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = (bundle / "bundle.json").read_bytes()
-    monkeypatch.setattr(harec_deploy.export, "write_graphs", with_a_changed_weight(500.0))
+    monkeypatch.setattr("harec_deploy.export.onnx.write_graphs", with_a_changed_weight(500.0))
     with pytest.raises(ProofError, match="onnx-fp16 on openvino in fp16 is not the trained model"):
         export(bundle, [str(videos)], precision="fp16")
     assert (bundle / "bundle.json").read_bytes() == before

@@ -16,9 +16,10 @@ from harec_deploy.bundle import load
 from harec_deploy.decode import DECODERS, Frames, Size, Timestamps
 from harec_deploy.decode.pyav import PyAVDecoder
 from harec_deploy.errors import UsageError, VideoError
+from harec_deploy.export.decoders import prove_decoder
+from harec_deploy.export.verify import spread
 from harec_deploy.label.options import Options
 from harec_deploy.label.run import label
-from harec_deploy.verify import prove_decoder, spread
 from tests.media import make_video
 
 BRIGHTER_BY = 3

@@ -10,6 +10,7 @@ from harec_deploy.errors import UsageError
 
 if TYPE_CHECKING:
     from harec_deploy.bundle import Bundle
+    from harec_deploy.decode import Decoder
 
 
 def export(
@@ -31,6 +32,9 @@ def export(
     tensorrt: Annotated[
         bool, typer.Option("--tensorrt", help="Build TensorRT plans for the GPU that is here.")
     ] = False,
+    decoder: Annotated[
+        str, typer.Option(help="What decodes the clips that plans are proved on: auto as in label, pyav or dali.")
+    ] = "auto",
     workspace_gib: Annotated[
         float | None,
         typer.Option(min=0, help="Scratch memory of a plan's kernels, at most; all of the GPU's by default."),
@@ -54,6 +58,7 @@ def export(
                 "optimization_level": optimization_level,
                 "hardware_compatible": hardware_compatible,
                 "version_compatible": version_compatible,
+                "decoder": _decoder(decoder, device),
             }
             exported = _export_plans(bundle, clips or [], precision, lstm or "unroll", {**how, **plan})
         elif runner == "auto":
@@ -66,7 +71,8 @@ def export(
             exported = export_weights(bundle, clips or (), runner=runner, **how)  # type: ignore[arg-type]
     except ModuleNotFoundError as error:
         raise console.missing(error, "export", "harec-deploy export") from None
-    _say_proofs(exported)
+    made = f"tensorrt-{precision}-" if tensorrt else f"onnx-{precision}" if runner == "auto" else "torch"
+    _say_proofs(exported, made)
     by_name = "" if runner == "auto" else f" --runner {runner}"
     console.say(f"written to {bundle}; next: harec-deploy label VIDEOS --bundle {bundle}{by_name}")
 
@@ -85,10 +91,21 @@ def _export_plans(bundle: Path, clips: list[str], precision: str, lstm: str, how
         )
 
 
-def _say_proofs(exported: "Bundle") -> None:
+def _decoder(asked: str, device: str) -> "Decoder | None":
+    """Return the decoder that labelling would use beside the reference, if any."""
+    from harec_deploy.decode import choose
+    from harec_deploy.label.decoders import choose_decoders
+
+    choice = choose_decoders(asked, device)
+    return choose("dali", choice.device) if choice.name != "pyav" else None
+
+
+def _say_proofs(exported: "Bundle", made: str) -> None:
+    """Say how the variants of this name, or whose names begin with it, were proved."""
     for name, variant in exported.spec.variants.items():
-        for proof in variant.proofs:
+        for proof in variant.proofs if name.startswith(made) else ():
             verdict = "proved" if proof.passed else "not used: fails its proof"
             labels = f"{proof.top1_agreement:.1%} of {proof.clips} clips keep their label"
-            way = f"{name} on {proof.runner} in {proof.precision}"
+            frames = "" if proof.decoder == "pyav" else f" with {proof.decoder}'s frames"
+            way = f"{name} on {proof.runner} in {proof.precision}{frames}"
             console.say(f"{way}: {labels}, max |dp| {proof.max_abs_dp:.2g}: {verdict}")

@@ -29,9 +29,10 @@ def verify(
     import msgspec
 
     from harec_deploy.devices import resolve
+    from harec_deploy.export.decoders import prove_decoder
+    from harec_deploy.export.verify import REFERENCE
     from harec_deploy.label.decoders import choose_decoders
     from harec_deploy.recognizer import load
-    from harec_deploy.verify import REFERENCE, prove_decoder
 
     if decoder == REFERENCE:
         raise UsageError(f"--decoder {decoder} is the reference itself: name another")

@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harec_deploy.bundle import Bundle, BundleSpec, EngineSpec, FileRef, Variant, file_ref, load, save
+from harec_deploy.decode import Decoder
 from harec_deploy.devices import CudaDevice, cuda_device, resolve
 from harec_deploy.errors import BundleError, HarecError, MissingDependency, UsageError
 from harec_deploy.export import check_clips_of, in_folder, write_check
 from harec_deploy.export.timing import TimingCache
-from harec_deploy.export.verify import Check, ProofClips, failure, prove, read_clips, reference_logits
+from harec_deploy.export.verify import Check, ProofClips, failure, prove, read_clips, reference_logits, through
 from harec_deploy.files import atomic_folder
 from harec_deploy.recognizer import Recognizer
 from harec_deploy.runners import Execution, Runner, get
@@ -49,6 +50,7 @@ def export_tensorrt(
     version_compatible: bool = False,
     tune: str = "frames",
     max_clips: int = 100,
+    decoder: Decoder | None = None,
     progress: Progress = lambda text: None,
     bar: Bar = lambda share, note: None,
 ) -> Bundle:
@@ -59,6 +61,7 @@ def export_tensorrt(
     workspace_bytes: scratch memory that a kernel may take, at most. optimization_level: 0 to 5; more builds longer.
     hardware_compatible: the plans run on every GPU from Ampere on; version_compatible: on later TensorRT versions too.
     tune: the encoder's fixed batches are numbers of "frames", or whole "clips", for folders of short videos.
+    decoder: what labelling would use beside the reference decoder; the labels of its clips are proved too.
     bar: is called from another thread while a plan is built.
 
     Raises:
@@ -80,6 +83,10 @@ def export_tensorrt(
     real = read_clips(bundle.spec, clips or bundle.spec.training.get("proof_clips", []), max_clips)
     progress(f"labelling {len(real.names)} clips with PyTorch")
     logits = reference_logits(model, real)
+    clips_by_decoder = [real]
+    if decoder is not None:
+        progress(f"decoding them once more, with {decoder.name}")
+        clips_by_decoder.append(through(decoder, real, bundle.spec))
 
     types = {"precision": precision, "lstm": lstm}
 
@@ -106,7 +113,7 @@ def export_tensorrt(
     packages = {name: version(name) for name in ("torch", "onnx", "onnxscript")}
     others = bundle.spec.variants.keys() - {variant_name(precision, site.gpu)}
     check = check_clips_of(bundle) if others else None  # they were proved to be near it, so it stays
-    order = _Order(precision, write, describe, packages, (real, logits, check))
+    order = _Order(precision, write, describe, packages, clips_by_decoder, logits, check)
     kept = bundle if check else Bundle(folder, msgspec.structs.replace(bundle.spec, check=None))
     spec = _place(kept, order, site, progress, bar)
     return save(folder, spec if check else msgspec.structs.replace(spec, check=write_check(folder, real, logits)))
@@ -149,7 +156,7 @@ def rebuild(
     def write(staging: Path) -> dict[str, Path]:
         return _copy(bundle, engine.sources, staging)
 
-    order = _Order(old.precision, write, describe, old.made_with, (real, logits, None))
+    order = _Order(old.precision, write, describe, old.made_with, [real], logits, None)
     return save(bundle.folder, _place(bundle, order, site, progress, bar))
 
 
@@ -207,13 +214,18 @@ def _check(gpu: CudaDevice, precision: str, lstm: str, tune: str, level: int, ha
 
 @dataclass(frozen=True, slots=True)
 class _Order:
-    """A variant to be made: what writes its ONNX files, what describes its plans, and what ``prove`` takes."""
+    """A variant to be made: what writes its ONNX files, what describes its plans, and what ``prove`` takes.
+
+    clips: of the reference decoder, and of another that labelling would use.
+    """
 
     precision: str
     write: Callable[[Path], dict[str, Path]]
     describe: Callable[[dict[str, FileRef]], EngineSpec]
     packages: dict[str, str]
-    reference: tuple[ProofClips, NDArray[np.float32], Check | None]
+    clips: Sequence[ProofClips]
+    logits: NDArray[np.float32]
+    check: Check | None
 
 
 def _place(bundle: Bundle, order: _Order, site: _Site, progress: Progress, bar: Bar) -> BundleSpec:
@@ -228,14 +240,16 @@ def _place(bundle: Bundle, order: _Order, site: _Site, progress: Progress, bar: 
         trial = Bundle(folder, msgspec.structs.replace(_with(spec, name, variant), check=None))
         execution = Execution(name, site.runner, order.precision)
         progress(f"proving {execution}")
-        proof = prove(Recognizer(trial, execution), *order.reference)
-        if not proof.passed:
-            raise failure(execution, proof)
+        recognizer = Recognizer(trial, execution)
+        proofs = [prove(recognizer, clips, order.logits, order.check) for clips in order.clips]
+        for proof in proofs:
+            if not proof.passed:
+                raise failure(execution, proof)
         # From here until the caller saves, the bundle has no such variant: a kill in between leaves one that says so.
         others = {other: each for other, each in spec.variants.items() if other != name}
         save(folder, msgspec.structs.replace(spec, variants=others))
     engine = msgspec.structs.replace(engine, sources=_moved(engine.sources, name))
-    placed = msgspec.structs.replace(variant, graphs=_moved(plans, name), proofs=[proof], engine=engine)
+    placed = msgspec.structs.replace(variant, graphs=_moved(plans, name), proofs=proofs, engine=engine)
     return _with(spec, name, placed)
 
 

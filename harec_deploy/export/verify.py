@@ -1,15 +1,15 @@
 """The proof: a variant's labels beside PyTorch's, on real clips, through the decoder that labelling uses."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from harec_deploy.bundle import BundleSpec, Proof
-from harec_deploy.decode import choose
-from harec_deploy.discover import discover
+from harec_deploy.decode import Decoder, Refused, choose
+from harec_deploy.discover import VideoFile, discover
 from harec_deploy.errors import ProofError, UsageError, VideoError
 from harec_deploy.recognizer import Recognizer, softmax
 from harec_deploy.runners import Execution
@@ -18,17 +18,20 @@ from harec_deploy.sampling import whole
 if TYPE_CHECKING:
     from torch import nn
 
-MIN_AGREEMENT = 0.99
+REFERENCE = "pyav"  # the decoder that defines what a frame is
+MIN_AGREEMENT = 0.99  # of labels
 Check = tuple[NDArray[np.uint8], NDArray[np.float32]]  # a bundle's check clips and PyTorch's logits of them
 MAX_ABS_DP = {"fp32": 1e-3}  # the same arithmetic must give the same probabilities; a coarser one may move them
 
 
 @dataclass(frozen=True, slots=True)
 class ProofClips:
-    """Decoded clips: uint8 (N, T, H, W, 3), and the names of their videos."""
+    """Decoded clips: uint8 (N, T, H, W, 3), the names of their videos, those themselves, and what decoded them."""
 
     names: list[str]
     pixels: NDArray[np.uint8]
+    videos: Sequence[VideoFile] = ()
+    decoder: str = REFERENCE
 
 
 def read_clips(spec: BundleSpec, inputs: Sequence[str], limit: int) -> ProofClips:
@@ -39,22 +42,41 @@ def read_clips(spec: BundleSpec, inputs: Sequence[str], limit: int) -> ProofClip
     """
     if not inputs:
         raise UsageError("a proof needs real clips: name videos or folders with --clips")
-    videos = discover(inputs).videos
-    step = max(len(videos) / limit, 1.0)
-    chosen = [videos[int(i * step)] for i in range(min(limit, len(videos)))]
-    names, clips = [], []
+    decoder, videos, clips = choose(REFERENCE), [], []
+    chosen = spread(inputs, limit)
     for video in chosen:
         try:
-            frames = choose().frames(
-                video.path, lambda info: spec.sampling.timestamps_s(whole(info.duration_s)[0]), spec.size
-            )
+            clips.append(clip_of(decoder, video, spec))
         except VideoError:
             continue  # a clip that cannot be decoded proves nothing; the count of those that can is in the proof
-        names.append(video.name)
-        clips.append(frames.pixels)
+        videos.append(video)
     if not clips:
-        raise UsageError(f"none of {len(videos)} videos can be decoded: name others with --clips")
-    return ProofClips(names, np.stack(clips))
+        raise UsageError(f"none of {len(chosen)} videos can be decoded: name others with --clips")
+    return ProofClips([video.name for video in videos], np.stack(clips), videos)
+
+
+def through(decoder: Decoder, clips: ProofClips, spec: BundleSpec) -> ProofClips:
+    """Return the clips as another decoder gives them; those that it leaves to the reference stay as they are."""
+    pixels = clips.pixels.copy()
+    for place, video in enumerate(clips.videos):
+        try:
+            pixels[place] = clip_of(decoder, video, spec)
+        except (Refused, VideoError):
+            continue  # in a run the reference takes it
+    return replace(clips, pixels=pixels, decoder=decoder.name)
+
+
+def spread(inputs: Sequence[str], limit: int) -> list[VideoFile]:
+    """Return at most ``limit`` videos, spread evenly over all that are there."""
+    videos = discover(inputs).videos
+    step = max(len(videos) / limit, 1.0)
+    return [videos[int(i * step)] for i in range(min(limit, len(videos)))]
+
+
+def clip_of(decoder: Decoder, video: VideoFile, spec: BundleSpec) -> NDArray[np.uint8]:
+    """Return the clip of a whole video: uint8 (T, H, W, 3). Raises VideoError; Refused by a decoder that may."""
+    asked = decoder.frames(video.path, lambda info: spec.sampling.timestamps_s(whole(info.duration_s)[0]), spec.size)
+    return asked.pixels
 
 
 def reference_logits(model: "nn.Module", clips: ProofClips) -> NDArray[np.float32]:
@@ -78,19 +100,25 @@ def prove(recognizer: Recognizer, clips: ProofClips, logits: NDArray[np.float32]
         max_abs_dp = float(np.maximum(max_abs_dp, np.abs(np.subtract(*_probabilities(recognizer, *check))).max()))
     agreement = float(same.mean())
     execution = recognizer.execution
-    limit = MAX_ABS_DP.get(execution.precision, 1.0)
+    limit = max_abs_dp_of(execution.precision, clips.decoder)
     return Proof(
         runner=execution.runner.name,
         runner_version=execution.runner.version,
         precision=execution.precision,
         device=execution.runner.device.partition(":")[0],
         hardware=execution.runner.hardware,
+        decoder=clips.decoder,
         clips=len(clips.names),
         top1_agreement=agreement,
         max_abs_dp=max_abs_dp,
         flipped=[name for name, agrees in zip(clips.names, same, strict=True) if not agrees],
         passed=agreement >= MIN_AGREEMENT and max_abs_dp <= limit,  # False for NaN too
     )
+
+
+def max_abs_dp_of(precision: str, decoder: str) -> float:
+    """Return how far probabilities may move: hardly, where neither the arithmetic nor the frames are others."""
+    return MAX_ABS_DP.get(precision, 1.0) if decoder == REFERENCE else 1.0
 
 
 def _probabilities(
@@ -103,9 +131,10 @@ def _probabilities(
 
 def failure(execution: Execution, proof: Proof) -> ProofError:
     """Return the error that says how a proof failed."""
+    limit = max_abs_dp_of(proof.precision, proof.decoder)
     return ProofError(
         f"{execution} is not the trained model: {proof.top1_agreement:.1%} of {proof.clips} clips keep "
         f"their label (at least {MIN_AGREEMENT:.0%}), probabilities move by up to {proof.max_abs_dp:.2g} "
-        f"(at most {MAX_ABS_DP.get(proof.precision, 1.0):g}); flipped: {', '.join(proof.flipped[:5]) or 'none'}. "
+        f"(at most {limit:g}); flipped: {', '.join(proof.flipped[:5]) or 'none'}. "
         "Nothing was written"
     )

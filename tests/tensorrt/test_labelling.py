@@ -24,8 +24,6 @@ from tests.tensorrt import fake_cuda, fake_runtime
 from tests.tensorrt.fake_cuda import Machine
 from tests.tensorrt.plans import VARIANT, engine_bundle
 
-pytest_plugins = ("tests.tensorrt.machine",)
-
 OLD = {"tensorrt": "10.13.3.9"}
 
 

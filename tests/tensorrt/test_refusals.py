@@ -14,8 +14,6 @@ from tests.tensorrt.fake_cuda import Machine
 from tests.tensorrt.plans import VARIANT, engine_bundle, reference
 from tests.tensorrt.test_runner import frames, loaded
 
-pytest_plugins = ("tests.tensorrt.machine",)
-
 
 class TestRefusals:
     """Plans that are not for this machine, in one line with what they are of and what is here."""

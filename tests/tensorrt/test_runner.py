@@ -16,8 +16,6 @@ from tests.tensorrt import fake_cuda, fake_runtime
 from tests.tensorrt.fake_cuda import Machine, OnGpu
 from tests.tensorrt.plans import BUCKETS, VARIANT, engine_bundle, reference
 
-pytest_plugins = ("tests.tensorrt.machine",)
-
 
 def frames(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, SIDE, SIDE, 3), dtype=np.uint8)

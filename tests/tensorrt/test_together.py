@@ -16,7 +16,6 @@ from tests.tensorrt.fake_cuda import GPU, Machine
 from tests.tensorrt.plans import engine_bundle, reference
 
 fake_builder = pytest.importorskip("tests.tensorrt.fake_builder", reason="the building half of the fake is not here")
-pytest_plugins = ("tests.tensorrt.machine",)
 
 
 @pytest.fixture

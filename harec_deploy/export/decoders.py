@@ -6,29 +6,13 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from harec_deploy.bundle import BundleSpec, DecoderProof, save
+from harec_deploy.bundle import DecoderProof, save
 from harec_deploy.decode import Decoder, Refused, choose
-from harec_deploy.discover import VideoFile, discover
 from harec_deploy.errors import UsageError, VideoError
+from harec_deploy.export.verify import MIN_AGREEMENT, REFERENCE, clip_of, spread
 from harec_deploy.recognizer import Recognizer
-from harec_deploy.sampling import whole
 
-REFERENCE = "pyav"
-MIN_AGREEMENT = 0.99  # of labels
 Progress = Callable[[int, int], None]
-
-
-def spread(inputs: Sequence[str], limit: int) -> list[VideoFile]:
-    """Return at most ``limit`` videos, spread evenly over all that are there."""
-    videos = discover(inputs).videos
-    step = max(len(videos) / limit, 1.0)
-    return [videos[int(i * step)] for i in range(min(limit, len(videos)))]
-
-
-def clip_of(decoder: Decoder, video: VideoFile, spec: BundleSpec) -> NDArray[np.uint8]:
-    """Return the clip of a whole video: uint8 (T, H, W, 3). Raises VideoError."""
-    asked = decoder.frames(video.path, lambda info: spec.sampling.timestamps_s(whole(info.duration_s)[0]), spec.size)
-    return asked.pixels
 
 
 def prove_decoder(
