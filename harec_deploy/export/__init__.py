@@ -56,7 +56,9 @@ def export(
     from harec_deploy.export.onnx import write_graphs  # these import torch, and rebuilding a plan needs none
     from harec_deploy.export.torch import prove_weights
     from harec_deploy.models import from_bundle
+    from harec_deploy.models.typed import check_types
 
+    check_types(precision, lstm)
     bundle, name = load(folder), f"onnx-{precision}"
     model = from_bundle(bundle)
     progress("decoding clips for the proof")

@@ -64,7 +64,8 @@ def typed_encoder(encoder: FrameEncoder, precision: str) -> FrameEncoder:
     Raises:
         UsageError: no such precision.
     """
-    dtype, made = _dtype(precision), copy.deepcopy(encoder)
+    check_types(precision)
+    dtype, made = DTYPES[precision], copy.deepcopy(encoder)
     _plain_pooling(made)
     if dtype != torch.float32:
         # The mean that ends a torchvision trunk stays outside, in float32.
@@ -81,9 +82,8 @@ def typed_head(head: LSTMHead, precision: str, lstm: str) -> LSTMHead:
     Raises:
         UsageError: no such precision, or no such form of the LSTM.
     """
-    dtype, made = _dtype(precision), copy.deepcopy(head)
-    if lstm not in LSTMS:
-        raise UsageError(f"unknown form of the LSTM {lstm!r}; allowed are {', '.join(LSTMS)}")
+    check_types(precision, lstm)
+    dtype, made = DTYPES[precision], copy.deepcopy(head)
     if lstm == "unroll":
         made.add_module("lstm", UnrolledLSTM(head.lstm, dtype))
     elif dtype != torch.float32:
@@ -91,10 +91,12 @@ def typed_head(head: LSTMHead, precision: str, lstm: str) -> LSTMHead:
     return made.eval()
 
 
-def _dtype(precision: str) -> torch.dtype:
+def check_types(precision: str, lstm: str = "op") -> None:
+    """Raise UsageError for a precision, or a form of the LSTM, that no graph has."""
     if precision not in DTYPES:
         raise UsageError(f"unknown precision {precision!r} for a graph; allowed are {', '.join(DTYPES)}")
-    return DTYPES[precision]
+    if lstm not in LSTMS:
+        raise UsageError(f"unknown form of the LSTM {lstm!r}; allowed are {', '.join(LSTMS)}")
 
 
 def _plain_pooling(module: nn.Module) -> None:
