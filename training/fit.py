@@ -102,7 +102,10 @@ def recipe_for(
             raise UsageError(f"{architecture} has no {name}: of the head it takes {', '.join(base.head_options)} only")
 
     def changed(default: T, given: dict[str, Any]) -> T:
-        wanted = msgspec.to_builtins(default) | {name: value for name, value in given.items() if value is not None}
+        base = msgspec.to_builtins(default)
+        if unknown := sorted(given.keys() - base.keys()):
+            raise UsageError(f"unknown field `{unknown[0]}`; allowed are {', '.join(base)}")
+        wanted = base | {name: value for name, value in given.items() if value is not None}
         try:
             return msgspec.convert(wanted, type(default))
         except msgspec.ValidationError as error:

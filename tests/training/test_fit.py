@@ -207,7 +207,8 @@ def test_an_encoder_learns_at_its_own_rate_and_what_is_frozen_not_at_all() -> No
     model = build("mobilenet_v2_lstm", HeadSpec(hidden=4), 2, size=Size(width=64, height=64))
     model.encoder.freeze(but_last=1)
     module = Module(model, Optimisation(learning_rate=0.01, encoder_rate=0.1, schedule="none"), steps=1)
-    head, encoder = module.configure_optimizers().param_groups
+    (optimizer,), _ = module.configure_optimizers()
+    head, encoder = optimizer.param_groups
     assert (head["lr"], encoder["lr"]) == (0.01, pytest.approx(0.001))
     assert {id(p) for p in head["params"]} == {id(p) for p in model.head.parameters()}
     assert {id(p) for p in encoder["params"]} == {id(p) for p in model.encoder.backbone.trunk[18].parameters()}
