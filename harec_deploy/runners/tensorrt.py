@@ -42,7 +42,7 @@ class TensorRTRunner:
         """Load the plans of a variant.
 
         Raises:
-            PlanRefused: they were built by another TensorRT, or for another kind of GPU.
+            PlanRefused: they were built by another TensorRT, or for another GPU.
             BundleError: a file was changed, TensorRT refuses it, or the GPU has no memory for it.
             DeviceError: the GPU or its driver fails.
         """
@@ -103,6 +103,8 @@ def misfit(engine: EngineSpec, gpu: CudaDevice) -> str:
     if engine.capability != capability and not (engine.hardware_compatible and gpu.capability >= AMPERE):
         built = f"for compute capability {engine.capability} ({engine.gpu})"
         return f"{built}, {gpu} has {capability} ({gpu.name})"
+    if engine.gpu != gpu.name and not engine.hardware_compatible:  # it may run, with kernels that were timed elsewhere
+        return f"for {engine.gpu}, {gpu} is {gpu.name}"
     return ""
 
 

@@ -27,6 +27,7 @@ class TestRefusals:
                 {"capability": "8.0", "gpu": "A100"},
                 r"for compute capability 8.0 \(A100\), cuda:0 has 9.0 \(Fake H100\)",
             ),
+            ({"gpu": "Fake H200"}, "for Fake H200, cuda:0 is Fake H100"),
         ],
     )
     def test_another_machines_plan(
@@ -71,8 +72,8 @@ class TestRefusals:
         loaded(tmp_path / "compatible", version_compatible=True)
         assert allowed == [False, False, True, True]
 
-    def test_the_model_of_the_gpu_is_only_noted(self, machine: Machine, tmp_path: Path) -> None:
-        _, runner = loaded(tmp_path, gpu="Fake H200")
+    def test_the_model_of_the_gpu_is_noted_of_a_compatible_plan(self, machine: Machine, tmp_path: Path) -> None:
+        _, runner = loaded(tmp_path, gpu="Fake H200", hardware_compatible=True)
         assert runner.notes == [
             f"{VARIANT} was tuned on Fake H200, this is Fake H100: an export here may be faster",
         ]
