@@ -1,7 +1,7 @@
 """harec-deploy export: a bundle's weights become ONNX graphs or TensorRT plans, proved on real clips."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -50,7 +50,7 @@ def export(
     """Export to ONNX or TensorRT. It must give PyTorch's labels on real clips, or nothing is written (exit 5)."""
     if tensorrt and runner != "auto":
         raise UsageError("--tensorrt builds plans, --runner proves the weights as they are: give one of them")
-    how = {"max_clips": max_clips, "device": device, "progress": console.say}
+    how: dict[str, Any] = {"max_clips": max_clips, "device": device, "progress": console.say}
     try:
         if tensorrt:
             plan = {
@@ -64,11 +64,11 @@ def export(
         elif runner == "auto":
             from harec_deploy.export import export as export_graphs
 
-            exported = export_graphs(bundle, clips or (), precision=precision, lstm=lstm or "op", **how)  # type: ignore[arg-type]
+            exported = export_graphs(bundle, clips or (), precision=precision, lstm=lstm or "op", **how)
         else:
             from harec_deploy.export import export_weights
 
-            exported = export_weights(bundle, clips or (), runner=runner, **how)  # type: ignore[arg-type]
+            exported = export_weights(bundle, clips or (), runner=runner, **how)
     except ModuleNotFoundError as error:
         raise console.missing(error, "export", "harec-deploy export") from None
     made = f"tensorrt-{precision}-" if tensorrt else f"onnx-{precision}" if runner == "auto" else "torch"
@@ -77,7 +77,7 @@ def export(
     console.say(f"written to {bundle}; next: harec-deploy label VIDEOS --bundle {bundle}{by_name}")
 
 
-def _export_plans(bundle: Path, clips: list[str], precision: str, lstm: str, how: dict[str, object]) -> "Bundle":
+def _export_plans(bundle: Path, clips: list[str], precision: str, lstm: str, how: dict[str, Any]) -> "Bundle":
     from harec_deploy.export.tensorrt import export_tensorrt
 
     with console.progress_bar("building", 100) as (shown, task):
@@ -87,7 +87,7 @@ def _export_plans(bundle: Path, clips: list[str], precision: str, lstm: str, how
             precision=precision,
             lstm=lstm,
             bar=lambda share, note: shown.update(task, completed=int(100 * share), note=note),
-            **how,  # type: ignore[arg-type]
+            **how,
         )
 
 
