@@ -4,7 +4,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -61,6 +61,13 @@ def progress_bar(what: str, total: int | None = None) -> Iterator[tuple["Progres
     )
     with Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as progress:
         yield progress, progress.add_task(what, total=total, note="")
+
+
+@contextmanager
+def counted(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a progress bar; yield what it is told by: how many are done, and of how many."""
+    with progress_bar(what) as (progress, task):
+        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 class Signals:

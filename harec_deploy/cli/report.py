@@ -21,11 +21,7 @@ def report(
     from harec_deploy.label.report import write_report
 
     page = out or journal.with_suffix(".html")
-    with console.progress_bar("taking pictures") as (progress, task):
-
-        def advance(done: int, total: int) -> None:
-            progress.update(task, completed=done, total=total)
-
-        write_report(journal, page, root=root, thumbnails=max_thumbnails, progress=advance)
+    with console.counted("taking pictures") as step:
+        write_report(journal, page, root=root, thumbnails=max_thumbnails, progress=step)
     if not quiet:
         console.say(f"written to {page}")

@@ -1,0 +1,1 @@
+"""The command line of training: each command parses, calls one library function, prints and exits."""
