@@ -5,7 +5,7 @@
 
 Needs Python 3.10 or later, numpy, msgspec, typer, rich and PyAV, no network and no installation. What else can be
 imported is used (PyTorch with torchvision and safetensors, ONNX Runtime, TensorRT, DALI, OpenCV, pytest), and what
-cannot is named.
+cannot is named. Where only safetensors is missing, its place is taken by benchmarks/stand_in.
 
 Each section is a process of its own, so a crash, a hang or a poisoned GPU costs that section only. A section that ends
 early leaves its time to those that follow, and none goes beyond the deadline. Every figure is in the JSON as soon as it
@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,6 +37,7 @@ from harec_deploy.devices import cuda_devices
 from harec_deploy.files import atomic_write
 
 OUT = Path(__file__).parent / "results" / "gpu_check.json"
+STAND_IN = Path(__file__).parent / "stand_in"
 WORK = Path(tempfile.gettempdir()) / "harec_gpu_check"
 SECONDS = 520.0  # of the 9 minutes that are allowed; the rest is for ending what hangs
 # In the order in which they run: where each is, and its weight when what is left of the time is shared out.
@@ -137,7 +139,9 @@ def _started(setup: Setup) -> Iterator[subprocess.Popen[bytes]]:
     """Start a section, and in any case end it with all that it has started."""
     told_setup = json.dumps({name: str(v) if isinstance(v, Path) else v for name, v in asdict(setup).items()})
     command = [sys.executable, "-m", "benchmarks.gpu_check", "--section", told_setup]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, start_new_session=True)
+    child = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, start_new_session=True, env=_environment()
+    )
     try:
         yield child
     finally:
@@ -147,6 +151,13 @@ def _started(setup: Setup) -> Iterator[subprocess.Popen[bytes]]:
             pass  # all of them have ended
         child.wait()
         child.stdout.close()  # type: ignore[union-attr]
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment of a section and of what it starts."""
+    if find_spec("safetensors"):
+        return dict(os.environ)
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(STAND_IN)]))}
 
 
 def _ended(child: "subprocess.Popen[bytes]", left_s: float, setup: Setup) -> str:

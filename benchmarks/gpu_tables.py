@@ -3,6 +3,7 @@
 from typing import Any
 
 from rich.console import Group
+from rich.markup import escape
 from rich.table import Table
 
 Content = dict[str, Any]
@@ -96,7 +97,7 @@ def summary(content: Content) -> Group:
             for row in cells:
                 table.add_row(*row)
             tables.append(table)
-    return Group(*tables, *missing(content))
+    return Group(*tables, *map(escape, missing(content)))
 
 
 def markdown(content: Content) -> str:

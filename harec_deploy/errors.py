@@ -119,7 +119,8 @@ class MissingDependency(HarecError):
     code = "missing_dependency"
 
     def __init__(self, package: str, extra: str, purpose: str, wanted: str = "") -> None:
-        wanted = wanted or _NOT_ON_PYPI.get(package, f"'harec-deploy[{extra}]'")
+        ours = f"'harec-deploy[{extra}]'" if extra else "harec-deploy"
+        wanted = wanted or _NOT_ON_PYPI.get(package, ours)
         super().__init__(f"{purpose} needs the package {package}: pip install {wanted}")
 
 

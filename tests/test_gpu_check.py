@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 
 from benchmarks import gpu_check, gpu_machine, gpu_runs, gpu_tables, tables
 from benchmarks.gpu_check import Setup
@@ -127,6 +129,49 @@ def test_without_a_gpu_it_says_so_in_one_line(tmp_path: Path) -> None:
     assert done.stdout == ""
     assert done.stderr.splitlines() == ["no cuda:0 here: there is no GPU; --device cpu --tiny tries the check itself"]
     assert not list(tmp_path.iterdir())
+
+
+def test_the_stand_in_for_safetensors_reads_and_writes_what_the_package_does(tmp_path: Path) -> None:
+    tensors = {
+        "odd": torch.arange(3, dtype=torch.bfloat16),  # so that what follows lies at no multiple of its size
+        "wide": torch.randn(2, 3, 4),
+        "count": torch.tensor(7),
+        "none": torch.zeros(0, 5, dtype=torch.float16),
+    }
+    save_file(tensors, tmp_path / "package.safetensors", metadata={"format": "pt"})
+    code = (
+        "import sys; from pathlib import Path; import safetensors; from safetensors.torch import load_file, save_file\n"
+    )
+    code += f"assert Path(safetensors.__file__).is_relative_to({str(gpu_check.STAND_IN)!r})\n"
+    code += "save_file(load_file(Path('package.safetensors')), Path('stand_in.safetensors'))\n"
+    code += "Path('damaged').write_bytes(bytes(20))\n"
+    code += "try: load_file(Path('damaged'))\nexcept safetensors.SafetensorError as error: print(error)"
+    environment = {**os.environ, "PYTHONPATH": str(gpu_check.STAND_IN)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=120
+    )
+    assert done.stdout.startswith("damaged is no safetensors file: "), done.stderr
+    written = load_file(tmp_path / "stand_in.safetensors")
+    assert written.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert (written[name].dtype, written[name].shape) == (tensor.dtype, tensor.shape)
+        assert torch.equal(written[name], tensor)
+
+
+def test_sections_have_the_stand_in_only_where_the_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", "before")
+    assert gpu_check._environment()["PYTHONPATH"] == "before"
+    monkeypatch.setattr(gpu_check, "find_spec", lambda name: None)
+    assert gpu_check._environment()["PYTHONPATH"] == os.pathsep.join(["before", str(gpu_check.STAND_IN)])
+
+
+def test_a_pip_line_is_printed_with_its_brackets() -> None:
+    row = {"runner": "onnx", "not_run": "pip install 'harec-deploy[ort]'"}
+    content = {"sections": {"engine": {"state": "ok", "rows": [row]}}}
+    console = Console(width=200)
+    with console.capture() as caught:
+        console.print(gpu_tables.summary(content))
+    assert "pip install 'harec-deploy[ort]'" in caught.get()
 
 
 @pytest.mark.parametrize("name", ["gpu_check", "gpu_machine", "gpu_videos", "gpu_engine", "gpu_runs", "gpu_tables"])

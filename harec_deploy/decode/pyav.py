@@ -31,7 +31,6 @@ from harec_deploy.sampling import shown_at
 CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm,mpegts,mpeg,mpegvideo,m4v,h264,hevc,h263,flv,asf,ogg,ivf,obu,dv,mxf"
 )
-MAX_STREAMS = 256  # whose decoders are limited while a container is opened
 MIN_FRAMES = 2  # an action takes more than one picture
 
 
@@ -186,14 +185,10 @@ def open_container(descriptor: int, max_pixels: int = MAX_PIXELS, *, decoders: s
     options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
     if decoders:
         options["codec_whitelist"] = decoders
-    limits: Any = [_limit(max_pixels)] * MAX_STREAMS
+    # From PyAV 19 on metadata that is not UTF-8 is read as it is, and there is no such argument.
+    metadata: Any = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
     try:
-        try:
-            container = av.open(name, container_options=options, stream_options=limits, metadata_errors="replace")
-        except av.error.FFmpegError:  # some of these are ValueErrors too
-            raise
-        except ValueError:  # MPEG and FLV name their streams only while they are read
-            container = av.open(name, container_options=options, metadata_errors="replace")
+        container = av.open(name, options=_limit(max_pixels), container_options=options, **metadata)
     except av.error.ArgumentError:
         message = "not a container of the allowed list, or one that can name other files"
         raise VideoError("forbidden_container", message) from None

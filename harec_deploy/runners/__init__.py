@@ -98,7 +98,7 @@ def get(name: str, device: str = "cpu") -> Runner:
         runner: Runner = getattr(import_module(module), attribute)(device)
     except (ImportError, OSError) as error:  # also of a library that the package loads
         package = (getattr(error, "name", None) or name).partition(".")[0].removesuffix("_bindings")
-        raise MissingDependency(package, entry.extra or "ort", f"runner {name}") from None
+        raise MissingDependency(package, entry.extra, f"runner {name}") from None
     return runner
 
 

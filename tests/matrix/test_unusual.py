@@ -358,7 +358,7 @@ def test_c9_a_few_kilobytes_say_that_they_are_huge(folder: Path) -> None:
     for row, width in (("C9 16K", 15360), ("C9 32000x8000", 32000)):
         path = folder / row / "clip.h264"
         assert path.stat().st_size < 4096
-        with av.open(str(path), stream_options=[{"max_pixels": "1000"}]) as container:  # or it takes a gigabyte
+        with av.open(str(path), options={"max_pixels": "1000"}) as container:  # or it takes a gigabyte
             assert container.streams.video[0].width == width
 
 
