@@ -3,9 +3,9 @@
     python -m benchmarks.architectures CLIPS --encoder-weights mobilenet_v2.pth
 
 CLIPS is a class-per-folder tree whose names carry the filmed sequence, set1_<id>_<sequence>_<class>.avi. Every fold is
-trained by ``training.fit``, tested with PyTorch on whole clips and on six views of each, exported with proof, and tested
-again through the exported graphs. A fold's figures go to the results as soon as it is done; the same command goes on
-where it stopped, seed by seed. With --chosen also: settings of the frozen model that inner folds choose.
+trained by ``training.fit``, tested with PyTorch on whole clips and on six views of each, exported with proof, and
+tested again through the exported graphs. A fold's figures go to the results as soon as it is done; the same command
+goes on where it stopped, seed by seed.
 """
 
 import argparse
@@ -99,12 +99,13 @@ class Study:
             settings = MODELS[model] if model in MODELS else FROZEN | CHOICES[self.choice(number, fold)]
             bundle = self.trained(fold, settings, seed)
             row = {**place, **self.tested(bundle, [sample for sample in fold if sample.split == "test"])}
-            self.content["rows"].append({**row, "seconds": round(time.perf_counter() - start, 1)})
+            row["seconds"] = round(time.perf_counter() - start, 1)
+            self.content["rows"].append(row)
             self.save()
-            print(*place.values(), f"{row['correct']} of {row['videos']}", row["seconds"] if "seconds" in row else "")
+            print(*place.values(), f"{row['correct']} of {row['videos']}", f"{row['seconds']} s")
 
     def splits(self, split: str, seed: int) -> list[list[Sample]]:
-        """Return the folds: whole sequences held out, or clips at random. Folds of sequences are the same for every seed."""
+        """Return the folds: whole sequences held out, the same for every seed, or clips at random."""
         if split == "sequences":
             return folds(self.samples, FOLDS, seed=0)
         apart = folds([replace(sample, group=str(sample.path)) for sample in self.samples], FOLDS, seed)
