@@ -12,6 +12,7 @@ from harec_deploy.decode import Size, choose
 from harec_deploy.errors import UsageError
 from harec_deploy.sampling import ClipSampling, whole
 from training.__main__ import app
+from training.cli.data import span_of
 from training.datasets import Manifest, Sample, scan_folders, write_manifest
 from training.frames import extract
 from training.splits import split
@@ -74,3 +75,16 @@ def test_the_command(data: Manifest, tmp_path: Path) -> None:
     assert len(list((tmp_path / "o").rglob("*.jpg"))) == 3 * len(data.samples)
     with pytest.raises(UsageError, match="frames"):
         CliRunner().invoke(app, [*arguments, "--frames", "0"], catch_exceptions=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "share"), [("0.5", 0.5), ("1", 1.0), ("0.25:0.75", 0.5), ("0:1", 1.0), ("0.4:0.6", 0.2)]
+)
+def test_a_span_is_a_share_or_its_ends(text: str, share: float) -> None:
+    assert span_of(text) == share
+
+
+@pytest.mark.parametrize("text", ["", "half", "0.2:0.5", "0.1:0.2:0.3", "0.5:"])
+def test_a_span_that_is_not_central_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=f"--span {text}: allowed are a share"):
+        span_of(text)

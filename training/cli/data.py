@@ -14,6 +14,24 @@ if TYPE_CHECKING:
     from training.datasets.layouts import DataSettings
 
 
+SPAN_HELP = "Central share of a video that is sampled: 0.5, or as 0.25:0.75; all of it by default."
+
+
+def span_of(text: str) -> float:
+    """Return the central share that "0.5" or "0.25:0.75" means. Raises UsageError for one that is not central."""
+    try:
+        ends = [float(part) for part in text.split(":")]
+    except ValueError:
+        ends = []
+    if len(ends) == 2 and abs(ends[0] + ends[1] - 1) < 1e-6:
+        return round(ends[1] - ends[0], 9)
+    if len(ends) != 1:
+        raise UsageError(
+            f"--span {text}: allowed are a share, such as 0.5, or its two ends around the middle, 0.25:0.75"
+        )
+    return ends[0]
+
+
 def synthesize(
     out: Annotated[Path, typer.Argument(help="Folder to write the videos to, a folder a class.")],
     actors: Annotated[int, typer.Option(help="People, each with a body, a camera and a background.")] = 10,
@@ -113,7 +131,7 @@ def frames(
     count: Annotated[int, typer.Option("--frames", help="Frames of each video.")] = 16,
     size: Annotated[int, typer.Option(help="Width and height in pixels.")] = 224,
     resize: Annotated[str, typer.Option(help="stretch, or crop: shorter side and centre crop.")] = "stretch",
-    span: Annotated[float, typer.Option(help="Central share of a video that is sampled.")] = 1.0,
+    span: Annotated[str, typer.Option(help=SPAN_HELP)] = "1",
 ) -> None:
     """Write the frames that a model would be given as JPEG files, for tools that want those."""
     import msgspec
@@ -127,7 +145,7 @@ def frames(
     from training.datasets import read_manifest
 
     try:
-        sampling = msgspec.convert({"frames": count, "span": span}, ClipSampling)
+        sampling = msgspec.convert({"frames": count, "span": span_of(span)}, ClipSampling)
         wanted = msgspec.convert({"width": size, "height": size, "mode": resize}, Size)
     except msgspec.ValidationError as error:
         raise UsageError(str(error)) from None

@@ -9,7 +9,7 @@ import typer
 
 from harec_deploy.cli import console
 from harec_deploy.errors import UsageError
-from training.cli.data import write_prepared
+from training.cli.data import SPAN_HELP, span_of, write_prepared
 from training.cli.evaluate import evaluate_run
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def fit(
     frames: Annotated[int | None, typer.Option(help="Frames of a clip; the architecture's by default.")] = None,
     size: Annotated[int | None, typer.Option(help="Width and height of a frame in pixels.")] = None,
     resize: Annotated[str | None, typer.Option(help="stretch, or crop: shorter side and centre crop.")] = None,
-    span: Annotated[float | None, typer.Option(help="Central share of a video that is sampled; 1.")] = None,
+    span: Annotated[str | None, typer.Option(help=SPAN_HELP)] = None,
     hidden: Annotated[int | None, typer.Option(help="Width of the LSTM.")] = None,
     layers: Annotated[int | None, typer.Option(help="Layers of the LSTM.")] = None,
     bidirectional: Annotated[bool | None, typer.Option("--bidirectional", help="Read the clip both ways.")] = None,
@@ -94,7 +94,7 @@ def fit(
     restart: Annotated[bool, typer.Option("--restart", help="Forget an earlier run in this folder.")] = False,
 ) -> None:
     """Train and write a bundle. Interrupted, the same command goes on from its last epoch."""
-    given = _as_recipe(locals())
+    given = _as_recipe({**locals(), "span": span and span_of(span)})
     try:
         from training import recipes
     except ModuleNotFoundError as error:
