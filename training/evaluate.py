@@ -18,13 +18,14 @@ from harec_deploy.bundle import Bundle, load
 from harec_deploy.decode import choose
 from harec_deploy.errors import UsageError
 from harec_deploy.files import atomic_write
+from harec_deploy.intervals import wilson
 from harec_deploy.label.journal import read_header, read_rows
 from harec_deploy.models import from_bundle
 from harec_deploy.recognizer import load as load_recognizer
 from harec_deploy.recognizer import softmax
 from harec_deploy.sampling import whole
 from training.datasets import Sample, read_manifest
-from training.metrics import EXAMPLES, FAILED, TOP, Evaluation, Prediction, summed_up, wilson
+from training.metrics import EXAMPLES, FAILED, TOP, Evaluation, Prediction, summed_up
 
 # Views of a clip, in the order that --test-views takes them: shift in time as a share of a part, mirrored.
 VIEWS = tuple((shift, mirror) for shift in (0.0, -1 / 3, 1 / 3) for mirror in (False, True))

@@ -206,14 +206,6 @@ def summed_up(classes: Sequence[str], predictions: Sequence[Prediction]) -> Eval
     return Evaluation(names, list(predictions), confusion)
 
 
-def wilson(correct: int, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Return the 95 % confidence interval of a share (Wilson 1927), which holds for few samples and near 0 and 1."""
-    share, spread = correct / count, z * z / count
-    centre = (share + spread / 2) / (1 + spread)
-    half = z / (1 + spread) * (share * (1 - share) / count + spread / (4 * count)) ** 0.5
-    return max(centre - half, 0.0), min(centre + half, 1.0)
-
-
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> tuple[int, int, float]:
     """Compare two models on the same videos (McNemar 1947, the exact binomial form).
 

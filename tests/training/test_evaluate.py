@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from harec_deploy.errors import UsageError
+from harec_deploy.intervals import wilson
 from harec_deploy.label.run import Options, label
 from tests.media import make_video
 from training import plots
 from training.datasets import Sample, scan_folders
 from training.evaluate import from_journal, predict, run_folders, write
-from training.metrics import Evaluation, Prediction, mcnemar, summed_up, wilson
+from training.metrics import Evaluation, Prediction, mcnemar, summed_up
 from training.page import write_page
 
 

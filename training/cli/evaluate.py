@@ -79,7 +79,7 @@ def _print_evaluation(evaluation: "Evaluation") -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from training.metrics import wilson
+    from harec_deploy.intervals import wilson
 
     table = Table("class", "precision", "recall", "F1", "videos")
     for score in evaluation.by_class():
