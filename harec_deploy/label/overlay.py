@@ -11,8 +11,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from harec_deploy.label.pictures import unit
 from harec_deploy.label.report import COLOURS
+from harec_deploy.page import unit
 
 BAND = (10, 12, 16, 184)  # red, green, blue and opacity of what text stands on: it is read on any picture
 EMPTY = (92, 98, 108, 255)  # of the timeline where there is no segment

@@ -1,6 +1,5 @@
-"""Pieces of the report's page. Whatever a journal says goes through ``text``, every number through a format."""
+"""Pieces of the report's page that its journal alone does not give."""
 
-import html
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,28 +7,12 @@ import msgspec
 
 from harec_deploy.label.engine import Stages
 from harec_deploy.label.journal import summary_path
-from harec_deploy.label.pictures import unit
-
-
-def text(words: str) -> str:
-    """Return untrusted text for HTML; what cannot be seen, and what turns the direction of writing, as escapes."""
-    return html.escape("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words))
+from harec_deploy.page import bar, section, text, unit
 
 
 def videos(rows: Sequence[object]) -> str:
     """Return how many there are, in words."""
     return f"{len(rows):,} video{'' if len(rows) == 1 else 's'}"
-
-
-def bar(part: float) -> str:
-    """Return a bar that is filled by this share, which the number beside it tells."""
-    return f'<span class="track" aria-hidden="true"><span style="width:{100 * unit(part):.1f}%"></span></span>'
-
-
-def section(name: str, title: str, note: str, content: str) -> str:
-    """Return a section of the page with its heading."""
-    head = f'<section aria-labelledby="{name}"><h2 id="{name}">{title}</h2><p class="soft">{note}</p>'
-    return f"{head}{content}</section>\n"
 
 
 class _Run(msgspec.Struct):

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from harec_deploy.decode import Size, choose
 from harec_deploy.errors import VideoError
 from harec_deploy.label.journal import Key, Row
+from harec_deploy.page import unit
 
 MAX_UNCERTAIN = 24
 MAX_GALLERY = 600  # videos in all galleries together: about 5 MB of page
@@ -26,11 +27,6 @@ class Shots:
 
     images: list[str]
     missing: str = ""
-
-
-def unit(value: float) -> float:
-    """Return the nearest number from 0 to 1."""
-    return min(max(value, 0.0), 1.0)
 
 
 def most_certain(rows: Iterable[Row], thumbnails: int) -> dict[str, list[Row]]:

@@ -19,10 +19,10 @@ import numpy as np
 
 from harec_deploy import __version__
 from harec_deploy.errors import VIDEO_ERRORS, OutputError, UsageError
-from harec_deploy.files import atomic_write
 from harec_deploy.label.journal import Header, Key, Row, read_header, read_rows
-from harec_deploy.label.page import bar, section, stages, text, videos
-from harec_deploy.label.pictures import Shots, least_certain, most_certain, score_of, take_all, unit
+from harec_deploy.label.page import stages, videos
+from harec_deploy.label.pictures import Shots, least_certain, most_certain, score_of, take_all
+from harec_deploy.page import POLICY, bar, facts, head, section, style, text, tiles, unit, write
 
 MAX_TABLE_ROWS = 2000
 MAX_TIMELINES = 24
@@ -32,7 +32,6 @@ OPEN_BARS = 30  # classes whose bars are seen before a click
 BINS = 20
 COLOURS = "#2f6fde #d9730d #1a7f4b #b5489a #7a5cd6 #0f8b8d #bf2c2c #8a6d1a".split()
 COLUMNS = "video label score: status seconds: size: frames/s: frames: codec".split()  # a colon: numbers, to the right
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 
 def write_report(
@@ -67,12 +66,7 @@ def write_report(
     if thumbnails:
         certain = [row for shown in galleries.values() for row in shown]
         shots = take_all(uncertain, certain, root, progress)
-    page = _page(journal, header, rows, galleries, uncertain, shots)
-    try:
-        with atomic_write(out) as stream:
-            stream.write(page.encode())
-    except OSError as error:
-        raise OutputError(f"{out} cannot be written: {error.strerror}") from None
+    write(out, _page(journal, header, rows, galleries, uncertain, shots))
 
 
 def _check(journal: Path, out: Path, root: Path, thumbnails: int) -> None:
@@ -105,6 +99,7 @@ def _page(
     pictures = _gallery_section(galleries, shots) if shots else ""
     parts = {
         "policy": html.escape(f"{POLICY}; script-src 'sha256-{digest}'", quote=False),
+        "style": style(),
         "title": text(journal.name),
         "facts": _facts(header),
         "tiles": _tiles(rows),
@@ -116,10 +111,7 @@ def _page(
         + _timelines(rows)
         + pictures,
         "table_note": first if len(rows) > MAX_TABLE_ROWS else f"{videos(rows)}.",
-        "columns": "".join(
-            f'<th scope="col" class="{"number" if name.endswith(":") else "words"}">{name.rstrip(":")}</th>'
-            for name in COLUMNS
-        ),
+        "columns": head(COLUMNS),
         "rows": "\n".join(_table_row(row) for row in rows[:MAX_TABLE_ROWS]),
         "version": text(__version__),
     }
@@ -128,21 +120,20 @@ def _page(
 
 
 def _facts(header: Header) -> str:
-    facts = {name: getattr(header, name) for name in ("variant", "runner", "precision", "decoder")}
+    told = {name: getattr(header, name) for name in ("variant", "runner", "precision", "decoder")}
     if header.windows:
-        facts["windows"] = f"{header.windows.window_s:g} s every {header.windows.stride_s:g} s"
-    facts |= {"bundle": header.bundle[:16], "harec-deploy": header.harec_deploy}
-    return "".join(f"<div><dt>{name}</dt><dd><code>{text(value)}</code></dd></div>" for name, value in facts.items())
+        told["windows"] = f"{header.windows.window_s:g} s every {header.windows.stride_s:g} s"
+    return facts(told | {"bundle": header.bundle[:16], "harec-deploy": header.harec_deploy})
 
 
 def _tiles(rows: list[Row]) -> str:
     statuses = Counter(row.status for row in rows)
     length_s = math.fsum(unit((row.duration_s or 0) / 1e9) * 1e9 for row in rows)
     length = f"{length_s / 3600:,.1f} h" if length_s >= 3600 else f"{length_s / 60:.1f} min"
-    tiles = [("", f"{len(rows):,}", "rows" if len(rows) != 1 else "row")]
-    tiles += [(status, f"{statuses[status]:,}", status) for status in ("ok", "partial", "failed")]
-    tiles += [("", f"{len({row.label for row in rows} - {None}):,}", "classes seen"), ("", length, "of video")]
-    return "".join(f'<li class="{kind}"><b>{value}</b>{name}</li>' for kind, value, name in tiles)
+    told = [("", f"{len(rows):,}", "rows" if len(rows) != 1 else "row")]
+    told += [(status, f"{statuses[status]:,}", status) for status in ("ok", "partial", "failed")]
+    told += [("", f"{len({row.label for row in rows} - {None}):,}", "classes seen"), ("", length, "of video")]
+    return tiles(told)
 
 
 def _class_bars(rows: list[Row], linked: set[str]) -> str:
