@@ -69,8 +69,8 @@ class Recognizer:
     reason: why it runs in the way that it does, in words. refused: ways that were tried before it and do not run.
     """
 
-    def __init__(self, bundle: Bundle, execution: Execution, *, threads: int | None = None) -> None:
-        """Load the graphs of ``execution`` and test them on the bundle's check clips.
+    def __init__(self, bundle: Bundle, execution: Execution, *, threads: int | None = None, check: bool = True) -> None:
+        """Load the graphs of ``execution`` and, with ``check``, test them on the bundle's check clips.
 
         Raises:
             BundleError: a graph cannot be loaded or is of another model, or the check clips' labels come out wrong.
@@ -85,7 +85,8 @@ class Recognizer:
         }
         self._notes = execution.runner.notes
         self._try()
-        self._check()
+        if check:
+            self._check()
 
     def encode(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the features of frames: uint8 (N, H, W, 3) -> float32 (N, D).
@@ -103,7 +104,11 @@ class Recognizer:
 
     def classify(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the probabilities of clips by their features: float32 (B, T, D) -> float32 (B, C)."""
-        return softmax(self._graphs["head"](np.ascontiguousarray(features)) / self.spec.temperature)
+        return softmax(self.logits(features) / self.spec.temperature)
+
+    def logits(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return what the head gives for clips' features: float32 (B, T, D) -> float32 (B, C)."""
+        return self._graphs["head"](np.ascontiguousarray(features))
 
     def predict(self, clips: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the probabilities of clips: uint8 (B, T, H, W, 3) -> float32 (B, C).
@@ -252,12 +257,15 @@ def load(
     device: str = "auto",
     variant: str = "auto",
     threads: int | None = None,
+    on_trial: bool = False,
 ) -> Recognizer:
     """Load a bundle for labelling.
 
     device: "cpu", "cuda:N", or "auto": the first GPU where something runs on it, else the CPU.
     runner, precision, variant: what executes it; "auto" measures everything that this machine has and the bundle's
     proofs allow, and takes the fastest.
+    on_trial: it is loaded to be measured: not tested on the check clips, and in a precision that was asked for even if
+    that has no proof or failed it.
 
     Raises:
         BundleError: the bundle is damaged or has no variant.
@@ -266,12 +274,12 @@ def load(
         UsageError: nothing here runs it as asked.
     """
     checked = load_bundle(Path(bundle))
-    ways = executions(checked.spec, runner, precision, device)
+    ways = executions(checked.spec, runner, precision, device, unproved=on_trial and precision != "auto")
     if variant != "auto" and not (ways := [way for way in ways if way.variant == variant]):
         raise UsageError(f"no way to run {variant} of the bundle with runner {runner} in {precision} on {device}")
-    ready, refused = _load_all(checked, ways, threads)
+    ready, refused = _load_all(checked, ways, threads, check=not on_trial)
     if not ready and runner == device == variant == "auto" and ways[0].runner.device != "cpu":
-        more, errors = _load_all(checked, _on_cpu(checked.spec, precision), threads)
+        more, errors = _load_all(checked, _on_cpu(checked.spec, precision), threads, check=not on_trial)
         ready, refused = more, [*refused, *errors]
     if not ready:
         raise refused[0]
@@ -288,14 +296,14 @@ def load(
 
 
 def _load_all(
-    bundle: Bundle, ways: Iterable[Execution], threads: int | None
+    bundle: Bundle, ways: Iterable[Execution], threads: int | None, *, check: bool
 ) -> tuple[list[Recognizer], list[HarecError]]:
     """Return the ways that run, and why the others do not."""
     ready: list[Recognizer] = []
     refused: list[HarecError] = []
     for way in ways:
         try:
-            ready.append(Recognizer(bundle, way, threads=threads))
+            ready.append(Recognizer(bundle, way, threads=threads, check=check))
         except (BundleError, DeviceError) as error:
             refused.append(error)
     return ready, refused

@@ -182,7 +182,7 @@ class Sequential:
 
     def pixels(self, timestamps_s: Sequence[float] | NDArray[np.float64], size: Size) -> NDArray[np.uint8]:
         """Return the frames shown at these times, scaled: uint8 (T, H, W, 3)."""
-        scaler = Scaler(size, self.context)
+        scaler = Scaler(size, self.context.sample_aspect_ratio)
         return np.stack([scaler.picture(self.frames[place]).pixels for place in self.places(timestamps_s)])
 
 

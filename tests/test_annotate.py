@@ -51,7 +51,7 @@ def annotated(path: Path, **fields: Any) -> Path:
 def pixels_of(path: Path, size: Size) -> NDArray[np.uint8]:
     """Return every frame as shown, scaled: uint8 (F, H, W, 3)."""
     played = decode_all(path)
-    scaler = Scaler(size, played.context)
+    scaler = Scaler(size, played.context.sample_aspect_ratio)
     return np.stack([scaler.picture(frame).pixels for frame in played.frames])
 
 

@@ -128,7 +128,7 @@ class TestCommand:
     def test_what_it_says(self, bundle: Path, videos: Path) -> None:
         done = command([str(bundle), str(videos), "--decoder", "brighter", "--runner", "openvino", "--json"])
         assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout)["clips"] == 3
+        assert json.loads(done.stdout)["decoder_proof"]["clips"] == 3
         assert "brighter 7 on cpu beside pyav: 100.0% of 3 clips keep their label, 3 more left to the" in done.stderr
         assert "3 at most" in done.stderr
         shown = subprocess.run(
@@ -141,12 +141,13 @@ class TestCommand:
     def test_a_failed_proof_exits_5_and_names_clips(self, bundle: Path, videos: Path) -> None:
         done = command([str(bundle), str(videos), "--decoder", "foreign", "--runner", "openvino"])
         assert done.returncode == 5
-        assert "error [proof_failed]: decoder foreign does not give the labels of pyav; flipped: " in done.stderr
+        assert "error [proof_failed]: onnx-fp32 on openvino in " in done.stderr
+        assert "decoder foreign does not give the labels of pyav: " in done.stderr
         assert "Traceback" not in done.stderr
 
     @pytest.mark.parametrize(
         ("name", "told"),
-        [("pyav", "--decoder pyav is the reference itself"), ("vlc", "unknown decoder 'vlc'; allowed are")],
+        [("vlc", "unknown decoder 'vlc'; allowed are"), ("both", "unknown decoder 'both'; allowed are")],
     )
     def test_names_that_are_not_allowed(self, bundle: Path, videos: Path, name: str, told: str) -> None:
         done = command([str(bundle), str(videos), "--decoder", name, "--runner", "openvino"])

@@ -1,62 +1,150 @@
-"""harec-deploy verify: another decoder beside the reference, on real clips."""
+"""harec-deploy verify: a variant, its runner and a decoder beside the reference, on real clips."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from harec_deploy.cli import console
-from harec_deploy.errors import ProofError, UsageError
+from harec_deploy.errors import ProofError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from harec_deploy.bundle import DecoderProof
+    from harec_deploy.export.differences import Comparison
 
 
 def verify(
     bundle: Annotated[Path, typer.Argument(help="A bundle that was exported.")],
     clips: Annotated[list[str], typer.Argument(help="Videos, folders, globs or @list.txt.")],
-    decoder: Annotated[str, typer.Option(help="The decoder to hold against the reference.")],
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
-    runner: Annotated[str, typer.Option(help="What labels both; auto or the name of a runner.")] = "auto",
+    runner: Annotated[str, typer.Option(help="What is verified: auto as in label, or the name of a runner.")] = "auto",
     precision: Annotated[str, typer.Option(help="What it computes in.")] = "auto",
+    variant: Annotated[str, typer.Option(help="Which of the bundle's variants, such as onnx-fp16.")] = "auto",
+    decoder: Annotated[str, typer.Option(help="What gives it the frames; pyav is the reference.")] = "pyav",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
     max_clips: Annotated[int, typer.Option(min=1, help="Clips to compare, at most.")] = 100,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was measured as JSON.")] = False,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Write what was measured as one HTML page.", show_default=False)
+    ] = None,
 ) -> None:
-    """Compare a decoder's pixels and labels with the reference decoder's, and store the proof in the bundle.
+    """Compare labels with PyTorch's on the reference decoder's frames, and find where a difference comes from.
 
+    Where folders are named after classes, accuracy is compared too. The proof of a decoder is stored in the bundle.
     Exit status 5 if too many labels differ.
     """
-    import msgspec
+    from importlib.util import find_spec
 
     from harec_deploy.devices import resolve
     from harec_deploy.export.decoders import prove_decoder
+    from harec_deploy.export.differences import compare
     from harec_deploy.export.verify import REFERENCE
     from harec_deploy.label.decoders import choose_decoders
     from harec_deploy.recognizer import load
 
-    if decoder == REFERENCE:
-        raise UsageError(f"--decoder {decoder} is the reference itself: name another")
     where = choose_decoders(decoder, device).device if decoder == "dali" else resolve(device)[0]
-    recognizer = load(bundle, runner=runner, precision=precision, device=device)
+    recognizer = load(bundle, runner=runner, precision=precision, device=device, variant=variant, on_trial=True)
+    decoder_only = decoder != REFERENCE and not html and find_spec("torch") is None
     with console.progress_bar("comparing") as (progress, task):
-        proof = prove_decoder(
-            recognizer,
-            clips,
-            decoder,
-            device=where,
-            max_clips=max_clips,
-            progress=lambda done, total: progress.update(task, completed=done, total=total),
-        )
+        how: dict[str, Any] = {
+            "device": where,
+            "max_clips": max_clips,
+            "progress": lambda done, total: progress.update(task, completed=done, total=total),
+        }
+        if decoder_only:
+            proof = prove_decoder(recognizer, clips, decoder, **how)
+        else:
+            told = compare(recognizer, clips, decoder=decoder, **how)
+    if decoder_only:
+        _end_with_decoder(proof, as_json=as_json)
+    else:
+        _end(told, as_json=as_json, html=html)
+
+
+def _end(told: "Comparison", *, as_json: bool, html: Path | None) -> None:
+    """Show what was measured. Raises ProofError where it does not pass."""
+    if html:
+        from harec_deploy.export.page import write_page
+
+        write_page(told, html)
     if as_json:
-        console.out.print(msgspec.json.encode(proof).decode(), markup=False)
-    console.say(f"{decoder} {proof.decoder_version} on {proof.device} beside {REFERENCE}: {_told(proof)}")
-    if not proof.passed:
-        flipped = ", ".join(proof.flipped[:5]) or "none, but the probabilities are not finite"
-        raise ProofError(f"decoder {decoder} does not give the labels of {REFERENCE}; flipped: {flipped}")
+        _print_json(told)
+    else:
+        _print_tables(told)
+    _say(told)
+    if not told.passed:
+        raise told.failure()
 
 
-def _told(proof: "DecoderProof") -> str:
+def _end_with_decoder(proof: "DecoderProof", *, as_json: bool) -> None:
+    """Show what was measured where there is no PyTorch to hold labels against. Raises ProofError."""
+    from harec_deploy.export.decoders import failure_of
+
+    console.say("only the decoder was compared: the rest needs PyTorch, pip install 'harec-deploy[torch]'")
+    if as_json:
+        _print_json(proof)
+    _say_decoder(proof)
+    if why := failure_of(proof):
+        raise ProofError(f"{why}; flipped: {', '.join(proof.flipped[:5]) or 'none'}")
+
+
+def _say(told: "Comparison") -> None:
+    """Say in a few lines how it went."""
+    undecodable = f"; {told.undecodable} more cannot be decoded" if told.undecodable else ""
+    moved = f"|dp| {told.mean_abs_dp:.2g} on average, {told.max_abs_dp:.2g} at most"
+    source = f"most of it comes from: {told.source}" if told.source else "that is rounding"
+    console.say(f"{told.what} beside PyTorch: labels kept {told.agreement}{undecodable}; {moved}; {source}")
+    if told.accuracy:
+        console.say(f"accuracy {told.accuracy}; the reference's {told.reference_accuracy}")
+    if told.decoder_proof:
+        _say_decoder(told.decoder_proof)
+
+
+def _say_decoder(proof: "DecoderProof") -> None:
+    from harec_deploy.export.verify import REFERENCE
+
     refused = f", {proof.refused} more left to the reference" if proof.refused else ""
     kept = f"{proof.top1_agreement:.1%} of {proof.clips} clips keep their label{refused}"
     levels = f"{proof.mean_level_difference:.2f} levels on average, {proof.max_level_difference} at most"
-    return f"{kept}; max |dp| {proof.max_abs_dp:.2g}; pixels differ by {levels}"
+    beside = f"{proof.decoder} {proof.decoder_version} on {proof.device} beside {REFERENCE}"
+    console.say(f"{beside}: {kept}; max |dp| {proof.max_abs_dp:.2g}; pixels differ by {levels}")
+
+
+def _print_json(told: "Comparison | DecoderProof") -> None:
+    import msgspec
+
+    console.out.print(msgspec.json.encode(told).decode(), markup=False)
+
+
+def _print_tables(told: "Comparison") -> None:
+    """Print a table of the steps, of the classes, and of the clips whose label differs."""
+    from msgspec.structs import astuple
+
+    _print_table(
+        "each step alone in the reference's place",
+        ("step", "clips", "flipped", "mean |dp|", "max |dp|", "it gives"),
+        [(*astuple(each)[:-1], each.told()) for each in told.stages],
+    )
+    _print_table(
+        "clips by class",
+        ("class", "by the reference", "kept", "labelled", "reference right", "right"),
+        map(astuple, told.classes),
+    )
+    if told.flipped:
+        _print_table(
+            "labels that differ",
+            ("clip", "truth", "reference", "score", "label", "score"),
+            map(astuple, told.flipped),
+        )
+
+
+def _print_table(title: str, columns: tuple[str, ...], rows: "Iterable[tuple[Any, ...]]") -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(*columns, title=title, title_justify="left")
+    for row in rows:
+        told = (f"{cell:.3g}" if isinstance(cell, float) else "" if cell is None else str(cell) for cell in row)
+        table.add_row(*(escape(console.printable(each)) for each in told))
+    console.out.print(table)

@@ -180,7 +180,7 @@ class DaliDecoder:
             raise Refused("its first frame is not the one that its packets name")
         if why := self._rules.refusal(video, first):
             raise Refused(why)
-        scaler = Scaler(size, video.stream.codec_context)
+        scaler = Scaler(size, video.stream.codec_context.sample_aspect_ratio)
         picture = scaler.picture(first)
         numbers = np.union1d(places, [0]).astype(np.int32)
         decoded_bytes = len(numbers) * first.width * first.height * 3

@@ -7,7 +7,6 @@ from typing import cast
 
 import numpy as np
 from av.buffer import Buffer
-from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
@@ -38,9 +37,10 @@ class Scaler:
     The colour matrix and range that the frame is tagged with are honoured; untagged means BT.601, limited range.
     """
 
-    def __init__(self, size: Size, context: VideoCodecContext) -> None:
+    def __init__(self, size: Size, pixel_aspect: Fraction | None = None) -> None:
+        """Scale to ``size`` pictures whose stored pixels are so wide by their height; None means square."""
         self.size = size
-        self.pixel_aspect = context.sample_aspect_ratio or Fraction(1)
+        self.pixel_aspect = pixel_aspect or Fraction(1)
         self._reformatter = VideoReformatter()
 
     def picture(self, frame: VideoFrame) -> Picture:

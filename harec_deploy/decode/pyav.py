@@ -88,7 +88,7 @@ class PyAVDecoder:
         self, video: Video, places: NDArray[np.int64], size: Size
     ) -> Iterator[tuple[Plain | None, Iterator[tuple[int, Picture]]]]:
         """Yield the ways to the pictures at ``places``, the second to be taken where the first raises Unexpected."""
-        scaler = Scaler(size, video.stream.codec_context)
+        scaler = Scaler(size, video.stream.codec_context.sample_aspect_ratio)
         # What a decoder makes of a torn picture depends on all that it has seen, so a broken file is read in full.
         exact = video.table.timed and not video.table.broken and video.stream.codec.canonical_name in SELECTIVE
         if self.selective and exact:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harec_deploy.bundle import BundleSpec, Proof
-from harec_deploy.decode import Decoder, Refused, choose
+from harec_deploy.decode import Decoder, Frames, Refused, Size, choose
 from harec_deploy.discover import VideoFile, discover
 from harec_deploy.errors import ProofError, UsageError, VideoError
 from harec_deploy.recognizer import Recognizer, softmax
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 REFERENCE = "pyav"  # the decoder that defines what a frame is
 MIN_AGREEMENT = 0.99  # of labels
+MAX_ACCURACY_LOSS = 0.005  # half a point, where the true labels are known
 Check = tuple[NDArray[np.uint8], NDArray[np.float32]]  # a bundle's check clips and PyTorch's logits of them
 MAX_ABS_DP = {"fp32": 1e-3}  # the same arithmetic must give the same probabilities; a coarser one may move them
 
@@ -46,7 +47,7 @@ def read_clips(spec: BundleSpec, inputs: Sequence[str], limit: int) -> ProofClip
     chosen = spread(inputs, limit)
     for video in chosen:
         try:
-            clips.append(clip_of(decoder, video, spec))
+            clips.append(frames_of(decoder, video, spec).pixels)
         except VideoError:
             continue  # a clip that cannot be decoded proves nothing; the count of those that can is in the proof
         videos.append(video)
@@ -60,7 +61,7 @@ def through(decoder: Decoder, clips: ProofClips, spec: BundleSpec) -> ProofClips
     pixels = clips.pixels.copy()
     for place, video in enumerate(clips.videos):
         try:
-            pixels[place] = clip_of(decoder, video, spec)
+            pixels[place] = frames_of(decoder, video, spec).pixels
         except (Refused, VideoError):
             continue  # in a run the reference takes it
     return replace(clips, pixels=pixels, decoder=decoder.name)
@@ -73,10 +74,11 @@ def spread(inputs: Sequence[str], limit: int) -> list[VideoFile]:
     return [videos[int(i * step)] for i in range(min(limit, len(videos)))]
 
 
-def clip_of(decoder: Decoder, video: VideoFile, spec: BundleSpec) -> NDArray[np.uint8]:
-    """Return the clip of a whole video: uint8 (T, H, W, 3). Raises VideoError; Refused by a decoder that may."""
-    asked = decoder.frames(video.path, lambda info: spec.sampling.timestamps_s(whole(info.duration_s)[0]), spec.size)
-    return asked.pixels
+def frames_of(decoder: Decoder, video: VideoFile, spec: BundleSpec, size: Size | None = None) -> Frames:
+    """Return the clip of a whole video, of the bundle's size or another. Raises VideoError, and Refused."""
+    return decoder.frames(
+        video.path, lambda info: spec.sampling.timestamps_s(whole(info.duration_s)[0]), size or spec.size
+    )
 
 
 def reference_logits(model: "nn.Module", clips: ProofClips) -> NDArray[np.float32]:

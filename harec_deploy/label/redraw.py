@@ -98,7 +98,7 @@ def write(
         begin_s = int(table.pts[table.order[0]]) * _tick(video.stream) if table.timed else Fraction(0)
         sound = _Sound(output, for_sound, begin_s)
         overlay = Overlay(size.width, size.height, caption, table.duration_s)
-        scaler, reformatter = Scaler(size, context), VideoReformatter()
+        scaler, reformatter = Scaler(size, context.sample_aspect_ratio), VideoReformatter()
         sealed()
         for ticks, frame in _timed(fresh, tick):
             shown_s = ticks * tick

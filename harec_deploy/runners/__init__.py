@@ -116,12 +116,18 @@ def installed(device: str = "cpu") -> list[Runner]:
 
 
 def executions(
-    spec: BundleSpec, runner: str = "auto", precision: str = "auto", device: str = "auto"
+    spec: BundleSpec,
+    runner: str = "auto",
+    precision: str = "auto",
+    device: str = "auto",
+    *,
+    unproved: bool = False,
 ) -> list[Execution]:
     """Return the ways to run a bundle here that the arguments allow and that its proofs do not forbid.
 
     device: a name for ``devices.resolve``; of "auto", the CPU counts only where nothing runs on a GPU.
-    A combination that was never proved on real clips is left out in any precision but the variant's own.
+    A combination that was never proved on real clips is left out in any precision but the variant's own, unless
+    ``unproved``: then failed ones are there too.
 
     Raises:
         UsageError: nothing fits; the message lists what there is.
@@ -136,7 +142,7 @@ def executions(
             for candidate in runners
             for p in candidate.precisions(variant)
         ]
-        there += (allowed := [e for e in every if _may_run(variants[e.variant], e)])
+        there += (allowed := [e for e in every if unproved or _may_run(variants[e.variant], e)])
         if named := [e for e in allowed if precision in ("auto", e.precision)]:
             return named
     if not there and spec.variants.keys() <= {WEIGHTS_VARIANT}:
