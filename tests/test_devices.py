@@ -157,6 +157,8 @@ def test_two_engines_give_the_rows_of_one(folder: Path, exported: Path) -> None:
     assert (both.stages.engines, both.stages.workers) == (2, 2)
     assert both.stages.decode_s > 0
     assert both.stages.engine_s > 0
+    assert 0 < both.stages.scale_s < both.stages.decode_s
+    assert both.stages.gather_s > 0
     assert run(exported, "cpu", "two.jsonl").done == 0
     assert run(exported, "cpu,cpu", "one.jsonl").done == 0
 

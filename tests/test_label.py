@@ -234,6 +234,20 @@ def test_what_bounded_a_run() -> None:
     assert Stages(2, decode_s=19, engine_s=2, wall_s=10).bound_by() == "bound by decode (95% busy; engine 20%)"
 
 
+def test_stages_are_told_apart(exported: Path, videos: Path, tmp_path: Path) -> None:
+    options = Options(out=tmp_path / "out.jsonl", runner="openvino", variant="onnx-fp32", workers=1)
+    stages = label(exported, [str(videos)], options).stages
+    assert 0 < stages.scale_s < stages.decode_s < stages.wall_s
+    assert 0 < stages.gather_s < stages.wall_s
+    assert 0 < stages.write_s < stages.wall_s
+    assert stages.engine_s < stages.wall_s
+
+
+def test_a_variant_that_is_not_there_is_refused(exported: Path, videos: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no way to run onnx-int8 of the bundle"):
+        label(exported, [str(videos)], Options(out=tmp_path / "out.jsonl", variant="onnx-int8"))
+
+
 class TestProcess:
     """The command as a user starts it, killed as users and machines kill."""
 

@@ -67,6 +67,7 @@ class Frames:
     shown_s: float64 (N,), when each of them is first shown.
     bad_packets: packets that the decoder refused so far, and damaged frames among those that were asked for.
     last: no more frames of this video follow.
+    scaled_s: how long scaling them and converting their colours took; 0 where that is not known by itself.
     """
 
     info: VideoInfo
@@ -74,6 +75,7 @@ class Frames:
     shown_s: NDArray[np.float64]
     bad_packets: int
     last: bool = True
+    scaled_s: float = 0.0
 
 
 Timestamps = Sequence[float] | NDArray[np.float64] | Callable[[VideoInfo], Sequence[float] | NDArray[np.float64]]

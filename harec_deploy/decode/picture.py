@@ -1,5 +1,6 @@
 """A decoded picture becomes the pixels that a model takes: scaled straight from YUV, turned as a player shows it."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -20,7 +21,7 @@ _FLAGS = Interpolation.BILINEAR  # colours within 3 levels; FULL_CHR_H_INT bring
 class Picture:
     """One frame as shown: pixels uint8 RGB (H, W, 3) at the model's size, read-only, and the video's size and turn.
 
-    damaged: the decoder made up parts of it.
+    damaged: the decoder made up parts of it. scaled_s: how long it took to make the pixels of the frame.
     """
 
     pixels: NDArray[np.uint8]
@@ -29,6 +30,7 @@ class Picture:
     rotation_degrees: int
     pixel_format: str
     damaged: bool
+    scaled_s: float = 0.0
 
 
 class Scaler:
@@ -45,6 +47,7 @@ class Scaler:
 
     def picture(self, frame: VideoFrame) -> Picture:
         """Return the frame as shown, scaled and cut to the model's size."""
+        begun = time.perf_counter()
         matrix = display_matrix(frame)
         turned = is_turned(matrix)
         width, height = scaled_size(self.size, frame.width, frame.height, self.pixel_aspect, turned=turned)
@@ -56,7 +59,8 @@ class Scaler:
         top, left = (height - self.size.height) // 2, (width - self.size.width) // 2
         pixels = shown[top : top + self.size.height, left : left + self.size.width]
         shape = (frame.height, frame.width) if turned else (frame.width, frame.height)
-        return Picture(pixels, *shape, rotation_degrees(matrix), frame.format.name, frame.is_corrupt)
+        scaled_s = time.perf_counter() - begun
+        return Picture(pixels, *shape, rotation_degrees(matrix), frame.format.name, frame.is_corrupt, scaled_s)
 
 
 def scaled_size(

@@ -166,7 +166,8 @@ class _Parts:
             rotation_degrees=first.rotation_degrees,
         )
         pixels = np.stack([picture.pixels for picture in batch.values()])
-        return Frames(shape, pixels, self.table.shown_s[list(batch)], bad_packets, last)
+        scaled_s = sum(picture.scaled_s for picture in batch.values())
+        return Frames(shape, pixels, self.table.shown_s[list(batch)], bad_packets, last, scaled_s)
 
 
 def _limit(max_pixels: int) -> dict[str, str]:

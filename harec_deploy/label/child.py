@@ -127,6 +127,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     shown_s: list[float] = []
     bad_packets: int = 0
     last: bool = True
+    scaled_s: float = 0.0
     error: tuple[str, str] | None = None
 
 
@@ -200,6 +201,7 @@ def _answers(decoder: Decoder, path: Path, plan: Plan, memory: NDArray[np.uint8]
                 shown_s=part.shown_s.tolist(),
                 bad_packets=part.bad_packets,
                 last=part.last,
+                scaled_s=part.scaled_s,
             )
             limit_cpu(plan.limits.seconds)
             start = time.perf_counter()

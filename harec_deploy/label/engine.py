@@ -22,6 +22,8 @@ SHARED_BATCHES = 4  # of frames of several videos that are collected before they
 class Stages:
     """Seconds spent in each stage: of decoding summed over the workers, and over the children of a second decoder.
 
+    scale_s: the part of decode_s that went into sizes and colours, as far as the decoder tells.
+    gather_s: copying frames into the engine's batches; a GPU's copies are in engine_s. write_s: the journal.
     engine_s: summed over the engines. videos: of several engines, how many each has labelled, by its name.
     batch_name, batch_children: the second decoder, "" and 0 where there is none. routes: videos that each decoder
     answered.
@@ -29,6 +31,9 @@ class Stages:
 
     workers: int
     decode_s: float = 0.0
+    scale_s: float = 0.0
+    gather_s: float = 0.0
+    write_s: float = 0.0
     engine_s: float = 0.0
     wall_s: float = 0.0
     engines: int = 1
@@ -49,6 +54,7 @@ class Stages:
             self.decode_s += part.seconds
         else:
             self.batch_s += part.seconds
+        self.scale_s += part.frames.scaled_s if part.frames else 0.0
         self.batch_s += part.refused_s
         if part.last:
             self._route(part.route, 1)
@@ -56,6 +62,8 @@ class Stages:
     def add(self, other: "Stages") -> None:
         """Add what an engine of several spent; the wall's seconds are the run's own."""
         self.decode_s += other.decode_s
+        self.scale_s += other.scale_s
+        self.gather_s += other.gather_s
         self.engine_s += other.engine_s
         self.batch_s += other.batch_s
         for route, videos in other.routes.items():
@@ -150,9 +158,11 @@ class Engine:
     def _classify(self, parts: list[Decoded]) -> Iterator[Labelled]:
         if not parts:
             return
+        begun = time.perf_counter()
+        pixels = np.concatenate([part.frames.pixels for part in parts if part.frames])
         start = time.perf_counter()
-        pixels = [part.frames.pixels for part in parts if part.frames]
-        kept = self.recognizer.keep(np.concatenate(pixels))
+        self.stages.gather_s += start - begun
+        kept = self.recognizer.keep(pixels)
         for group in _grouped(self._whole_clips(parts, kept), self.recognizer.batch_clips):
             probabilities = self.recognizer.judge(np.concatenate([whole.clips for whole in group]))
             ends = np.cumsum([len(whole.clips) for whole in group])[:-1]

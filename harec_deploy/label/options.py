@@ -44,7 +44,7 @@ class Options:
 
     out: the journal, or a table of a suffix in outputs.WRITERS that is written beside a journal of the same name.
     limits: of memory and seconds for each video, or each part of a long one.
-    runner, precision: what executes the bundle; "auto" takes the fastest, or what the journal was begun with.
+    runner, precision, variant: what executes the bundle; "auto" takes the fastest, or what the journal was begun with.
     device: where, as devices.resolve reads it; several devices have an engine each.
     decoder: a name of decoders.CHOICES; "auto" keeps what the journal was begun with.
     shard: of all videos, the part to label.
@@ -64,6 +64,7 @@ class Options:
 
     out: Path
     runner: str = "auto"
+    variant: str = "auto"
     device: str = "auto"
     decoder: str = "auto"
     precision: str = "auto"

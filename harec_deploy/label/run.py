@@ -137,7 +137,9 @@ def label(bundle: Path, inputs: Sequence[str], options: Options) -> Summary:
         for labelled in engines.label(todo, work, options.stop):
             vectors = _keep_vectors(store, labelled)
             row = make_row(labelled.video, labelled.result, header, vectors, decoder=labelled.route)
+            begun_s = time.perf_counter()
             offsets[todo[labelled.video]] = journal.append(row)
+            stages.write_s += time.perf_counter() - begun_s
             tally.add(row)
             stages.wall_s = time.perf_counter() - start
             there = total - len(todo) + tally.done
@@ -182,7 +184,13 @@ def _load(bundle: Path, options: Options, begun: Header | None) -> Here | Engine
     devices = engine_devices(options.device)
     for device in dict.fromkeys(devices) if options.rebuild else ():
         _rebuild(bundle, runner, precision, device, options)
-    asked = Load(bundle=os.fsencode(bundle), device=options.device, runner=runner, precision=precision)
+    asked = Load(
+        bundle=os.fsencode(bundle),
+        device=options.device,
+        runner=runner,
+        precision=precision,
+        variant=options.variant,
+    )
     engines = load_engines(asked, devices, options.workers or default_workers(), options.announce)
     try:
         if options.features and not engines.loaded.framewise:

@@ -65,7 +65,7 @@ def frames_of(answer: Answer, plan: Plan, process: ChildProcess, at: int = 0) ->
         told = f"{count} frames of shape {answer.shape}; expected 1 to {plan.count} of {wanted[1:]}"
         raise VideoError("decoder_crashed", f"the decoder answered with {told}")
     pixels = np.frombuffer(process.memory, dtype=np.uint8, count=math.prod(wanted), offset=at).reshape(wanted).copy()
-    return Frames(answer.info, pixels, np.asarray(answer.shown_s), answer.bad_packets, answer.last)
+    return Frames(answer.info, pixels, np.asarray(answer.shown_s), answer.bad_packets, answer.last, answer.scaled_s)
 
 
 class OneSlot:
