@@ -6,6 +6,7 @@ import typer
 
 from harec_deploy import __version__
 from harec_deploy.cli import console
+from harec_deploy.cli.bench import bench
 from harec_deploy.cli.doctor import doctor
 from harec_deploy.cli.export import export
 from harec_deploy.cli.inspect import inspect
@@ -43,6 +44,7 @@ def _root(
 
 for _command in (export, verify, label, merge, report, inspect, doctor):
     app.command()(_command)
+app.add_typer(bench)
 
 
 def main() -> None:

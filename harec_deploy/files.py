@@ -59,10 +59,12 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, remedy: str = "name another --out") -> Iterator[None]:
     """Keep other processes from writing ``path`` by a lock on a file beside it, which says who holds it.
 
     The lock is the system's, so it is free as soon as its process has ended, in whatever way.
+
+    remedy: what a person can do who cannot wait.
 
     Raises:
         OutputLocked: another process holds it.
@@ -73,9 +75,9 @@ def locked(path: Path) -> Iterator[None]:
         handle = _take(lock)
     except BlockingIOError:
         holder = lock.read_text(errors="replace").strip() or "another process"
-        raise OutputLocked(f"{path} is written by {holder}: wait until it has ended, or name another --out") from None
+        raise OutputLocked(f"{path} is written by {holder}: wait until it has ended, or {remedy}") from None
     except OSError as error:
-        raise OutputError(f"{path} cannot be locked: {lock.name}: {error.strerror}; name another --out") from None
+        raise OutputError(f"{path} cannot be locked: {lock.name}: {error.strerror}; {remedy}") from None
     try:
         os.ftruncate(handle, 0)
         os.write(handle, f"pid {os.getpid()} on host {socket.gethostname()}\n".encode())
@@ -124,9 +126,18 @@ def sha256(path: Path) -> str:
 
 def cache_folder() -> Path:
     """Return the user's folder for what can be made again; it may not exist."""
+    return _user_folder("XDG_CACHE_HOME", ".cache")
+
+
+def state_folder() -> Path:
+    """Return the user's folder for what was measured on this machine; it may not exist."""
+    return _user_folder("XDG_STATE_HOME", ".local/state")
+
+
+def _user_folder(variable: str, default: str) -> Path:
     # https://specifications.freedesktop.org/basedir-spec: a relative path counts as none
-    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (given if given.is_absolute() else Path.home() / ".cache") / "harec-deploy"
+    given = Path(os.environ.get(variable, ""))
+    return (given if given.is_absolute() else Path.home() / default) / "harec-deploy"
 
 
 def _prefix(path: Path) -> str:

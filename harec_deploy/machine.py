@@ -4,12 +4,19 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from harec_deploy import __version__
+from harec_deploy.devices import cuda_devices
+
 CPUINFO = Path("/proc/cpuinfo")
 _MEMINFO = Path("/proc/meminfo")
+# Distributions whose version decides how fast a model runs, and those that decide how fast a video is decoded.
+RUNTIMES = ("openvino", "onnxruntime", "onnxruntime-gpu", "torch", "tensorrt-cu13", "tensorrt-cu12", "tensorrt")
+_LIBRARIES = (*RUNTIMES, "torchvision", "av", "nvidia-dali-cuda130", "numpy")
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - looked at, not written to
 # The instruction sets that decide how fast a network runs, and the flags of /proc/cpuinfo that mean them.
 _SETS = {
@@ -39,6 +46,40 @@ def instruction_sets() -> dict[str, bool]:
     """Tell which instruction sets the processor has."""
     flags = set((_cpuinfo("flags") or _cpuinfo("Features")).split())
     return {name: bool(flags.intersection(known)) for name, known in _SETS.items()}
+
+
+def identity() -> dict[str, Any]:
+    """Return what must be the same for a measured choice of a runner to hold: processor, cores, GPUs, runtimes."""
+    about = cpu()
+    return {
+        "cpu": about["model"],
+        "cores": about["cores_allowed"],
+        "gpus": [device.name for device in cuda_devices()],
+        "runtimes": versions(RUNTIMES),
+    }
+
+
+def facts() -> dict[str, Any]:
+    """Return what a measured figure is told with: processor, GPUs, memory, system, versions of all that takes part."""
+    return {
+        "cpu": cpu(),
+        "gpus": [device.name for device in cuda_devices()],
+        "memory_bytes": memory()["memory_bytes"],
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "versions": {"harec-deploy": __version__, **versions(_LIBRARIES)},
+    }
+
+
+def versions(distributions: Iterable[str]) -> dict[str, str]:
+    """Return the version of each of these distributions that is installed, without importing any."""
+    found = {}
+    for name in distributions:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
 
 
 def memory() -> dict[str, int | None]:

@@ -6,12 +6,14 @@ frames (N, H, W, 3) uint8 -> encode -> features (N, D) -> (B, T, D) -> classify 
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from harec_deploy import picks
 from harec_deploy.bundle import Bundle, BundleSpec
 from harec_deploy.bundle import load as load_bundle
 from harec_deploy.decode import VideoInfo, choose
@@ -262,8 +264,8 @@ def load(
     """Load a bundle for labelling.
 
     device: "cpu", "cuda:N", or "auto": the first GPU where something runs on it, else the CPU.
-    runner, precision, variant: what executes it; "auto" measures everything that this machine has and the bundle's
-    proofs allow, and takes the fastest.
+    runner, precision, variant: what executes it; "auto" takes what `harec-deploy bench pick` has stored for this
+    machine, else measures everything that it has and the bundle's proofs allow, and takes the fastest.
     on_trial: it is loaded to be measured: not tested on the check clips, and in a precision that was asked for even if
     that has no proof or failed it.
 
@@ -277,9 +279,17 @@ def load(
     ways = executions(checked.spec, runner, precision, device, unproved=on_trial and precision != "auto")
     if variant != "auto" and not (ways := [way for way in ways if way.variant == variant]):
         raise UsageError(f"no way to run {variant} of the bundle with runner {runner} in {precision} on {device}")
-    ready, refused = _load_all(checked, ways, threads, check=not on_trial)
+    load_all = partial(_load_all, checked, threads=threads, check=not on_trial)
+    pick, note = picks.find(checked) if runner == "auto" and len(ways) > 1 and not on_trial else (None, "")
+    picked = [way for way in ways if pick and pick.is_of(way)]
+    ready, refused = load_all(picked)
+    if pick and ready:
+        ready[0].reason = pick.reason()
+    else:
+        more, errors = load_all([way for way in ways if way not in picked])
+        ready, refused = more, [*refused, *errors]
     if not ready and runner == device == variant == "auto" and ways[0].runner.device != "cpu":
-        more, errors = _load_all(checked, _on_cpu(checked.spec, precision), threads, check=not on_trial)
+        more, errors = load_all(_on_cpu(checked.spec, precision))
         ready, refused = more, [*refused, *errors]
     if not ready:
         raise refused[0]
@@ -291,7 +301,8 @@ def load(
         ready[0].reason = f"the fastest here, in clips/s: {', '.join(told)}"
     chosen = ready[0]
     chosen.refused = [error for error in refused if not _is_replaced(error, checked.spec, ready)]
-    chosen.reason = "; ".join([chosen.reason, *chosen._notes, *(f"not used: {error}" for error in chosen.refused)])
+    notes = [*chosen._notes, *([note] if note else [])]
+    chosen.reason = "; ".join([chosen.reason, *notes, *(f"not used: {error}" for error in chosen.refused)])
     return chosen
 
 

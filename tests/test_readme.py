@@ -21,10 +21,15 @@ APPS = {"harec-deploy": deploy, "python -m training": training}
 def commands(app: typer.Typer) -> dict[str, set[str]]:
     """Return {command: its options}."""
     group: Any = typer.main.get_command(app)
-    return {
-        name: {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
-        for name, command in group.commands.items()
-    }
+    return {name: set(options(command)) for name, command in group.commands.items()}
+
+
+def options(command: Any) -> Iterator[str]:
+    """Yield the options of a command, and of those that it has under it."""
+    for parameter in command.params:
+        yield from (*parameter.opts, *parameter.secondary_opts)
+    for below in getattr(command, "commands", {}).values():
+        yield from options(below)
 
 
 def uses(program: str) -> Iterator[tuple[str, list[str]]]:
@@ -42,9 +47,9 @@ def test_every_command_and_option_named_exists(program: str) -> None:
     known = commands(APPS[program])
     named = list(uses(program))
     assert named, f"README does not use {program}"
-    for name, options in named:
+    for name, used in named:
         assert name in known, f"{program} {name}"
-        assert set(options) <= known[name], f"{program} {name}"
+        assert set(used) <= known[name], f"{program} {name}"
 
 
 @pytest.mark.parametrize("program", APPS)
