@@ -14,14 +14,12 @@ differently, so a frame is told by the nearest match, of brightness alone, among
 
 import json
 import os
-import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
-from importlib.metadata import distributions
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,13 +33,14 @@ from rich.table import Column, Table
 
 from harec_deploy.decode import Size
 from harec_deploy.decode.pyav import PyAVDecoder
+from harec_deploy.machine import facts, versions
 from harec_deploy.sampling import ClipSampling, Window
 from tests.media import Clip, make_packed_avi, write_frames
 
 VIDEOS_FOLDER = Path(tempfile.gettempdir()) / "harec_videos"
 SIDE = 224
 FRAMES = 16
-PACKAGES = ("av", "torchcodec", "torch", "decord", "opencv-python-headless", "numpy", "openvino", "torchvision")
+PEERS = ("torchcodec", "decord", "opencv-python-headless")
 Decode = Callable[[Path, NDArray[np.float64], NDArray[np.int64]], Any]
 
 X264 = {"preset": "fast", "crf": "23"}
@@ -257,14 +256,8 @@ def report(video: Video) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    model = next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
-    versions = {package.name: package.version for package in distributions() if package.name in PACKAGES}
-    load = round(os.getloadavg()[0], 2)
-    about = {"cpu": model, "cores": os.cpu_count(), "load": load, "python": platform.python_version()}
-    return about | {"versions": versions}
+    about = facts()
+    return {**about, "load": round(os.getloadavg()[0], 2), "versions": about["versions"] | versions(PEERS)}
 
 
 def main(
