@@ -171,13 +171,36 @@ class DecoderProof(_Part, frozen=True, kw_only=True):
     passed: bool
 
 
+class ReuseProof(_Part, frozen=True, kw_only=True):
+    """What was measured when frames took over the features of an earlier one, beside the same runner without that.
+
+    threshold: in levels, see ``reuse.difference``. variant, runner, precision: that labelled both.
+    share_reused: of all frames. times_faster: seconds of encoder and head without reuse to those with it.
+    max_abs_dp: largest difference of any class probability in any window. flipped: videos with a window whose top
+    class differs.
+    """
+
+    threshold: float
+    variant: str
+    runner: str
+    precision: str
+    videos: int
+    windows: int
+    share_reused: float
+    times_faster: float
+    top1_agreement: float
+    max_abs_dp: float
+    flipped: list[str]
+    passed: bool
+
+
 class BundleSpec(_Part, frozen=True, kw_only=True):
     """All of bundle.json.
 
     feature_dim: D, the width of a frame's features; 0 for a clip-wise model, whose frames have none of their own.
     temperature: logits are divided by it before the softmax.
     training: where the weights come from: data, split, seed, versions, metrics. Free form.
-    decoders: the proof of each decoder but the reference.
+    decoders: the proof of each decoder but the reference. reuse: of each threshold for features of earlier frames.
     """
 
     schema: int = SCHEMA
@@ -193,6 +216,7 @@ class BundleSpec(_Part, frozen=True, kw_only=True):
     training: dict[str, Any] = {}
     variants: dict[str, Variant] = {}
     decoders: list[DecoderProof] = []
+    reuse: list[ReuseProof] = []
 
     def __post_init__(self) -> None:
         if len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):

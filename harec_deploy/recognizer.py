@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from harec_deploy import picks
 from harec_deploy.bundle import Bundle, BundleSpec
 from harec_deploy.bundle import load as load_bundle
-from harec_deploy.decode import VideoInfo, choose
+from harec_deploy.decode import Frames, VideoInfo, choose
 from harec_deploy.errors import BundleError, DeviceError, HarecError, PlanRefused, UsageError, VideoError
 from harec_deploy.runners import Execution, Graph, executions
 from harec_deploy.sampling import Window, Windowing
@@ -149,21 +149,55 @@ class Recognizer:
         """Return what is kept of frames until their clips are whole: features, or the frames of a clip-wise model."""
         return self.encode(frames) if self.framewise else frames
 
+    def gather(self, parts: Sequence[tuple[Track, Frames]]) -> tuple[NDArray[np.uint8], list[NDArray[np.bool_]]]:
+        """Return the next frames of several videos in one batch, without those that reuse another's features.
+
+        Also which of each part's frames those are. What ``keep`` makes of the batch, ``share`` gives to the parts.
+        """
+        fresh = [track.reuse.fresh(frames) for track, frames in parts]
+        return np.concatenate([frames.pixels[own] for (_, frames), own in zip(parts, fresh, strict=True)]), fresh
+
+    def share(
+        self, parts: Sequence[tuple[Track, Frames]], fresh: Sequence[NDArray[np.bool_]], kept: NDArray[Any]
+    ) -> list[NDArray[Any]]:
+        """Return of each part what is kept of all its frames, those that were reused among them."""
+        ends = np.cumsum([own.sum() for own in fresh])[:-1]
+        each = zip(parts, fresh, np.split(kept, ends), strict=True)
+        return [track.reuse.filled(own, features) for (track, _), own, features in each]
+
+    def feed(self, track: Track, parts: Iterable[Frames]) -> None:
+        """Put the probabilities of every window of a video into its track; parts: its frames, some at a time."""
+        for frames in parts:
+            pixels, fresh = self.gather([(track, frames)])
+            (kept,) = self.share([(track, frames)], fresh, self.keep(pixels))
+            for clips in track.add(frames, kept, self.batch_clips):
+                track.probabilities.append(self.judge(clips))
+
     def judge(self, clips: NDArray[Any]) -> NDArray[np.float32]:
         """Return the probabilities of clips of what ``keep`` gave: (B, T, ...) -> float32 (B, C)."""
         return self.classify(clips) if self.framewise else self.predict(clips)
 
-    def label(self, path: str | Path, *, windows: Windowing | Sequence[Window] | None = None) -> VideoResult:
+    def label(
+        self,
+        path: str | Path,
+        *,
+        windows: Windowing | Sequence[Window] | None = None,
+        reuse_threshold: float | None = None,
+    ) -> VideoResult:
         """Label one video: as a whole, or each window of it; then the label is that of their mean probability.
 
         windows: a Windowing gives segments that are smoothed and merged, a list of windows a segment for each.
+        reuse_threshold: frames that are at most so many levels from an earlier one take its features, see ``reuse``.
         Never raises for the video: a VideoResult with ``error`` says why it has no label.
+
+        Raises:
+            UsageError: a threshold for a clip-wise model, whose frames have no features of their own.
         """
-        track = Track(self.spec.sampling, windows)
+        if reuse_threshold is not None and not self.framewise:
+            raise UsageError("reuse_threshold: this model takes whole clips and has no features of frames to reuse")
+        track = Track(self.spec.sampling, windows, reuse_threshold)
         try:
-            for frames in choose().stream(Path(path), track.timestamps_s, self.spec.size, self.part_frames):
-                for clips in track.add(frames, self.keep(frames.pixels), self.batch_clips):
-                    track.probabilities.append(self.judge(clips))
+            self.feed(track, choose().stream(Path(path), track.timestamps_s, self.spec.size, self.part_frames))
         except VideoError as error:
             return VideoResult(str(path), error=error)
         return self.result(str(path), track)

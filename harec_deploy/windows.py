@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from harec_deploy.decode import Frames, VideoInfo
 from harec_deploy.errors import UsageError
+from harec_deploy.reuse import Reuse
 from harec_deploy.sampling import ClipSampling, Window, Windowing, shown_at, windows_of
 
 
@@ -21,13 +22,20 @@ class Track:
     """One video on its way through the engine.
 
     windows: of the video. probabilities, vectors: of the windows so far, float32 (k, C) and (k, D) a batch, put there
-    by whoever computes them. info, bad_packets: of the last frames.
+    by whoever computes them. info, bad_packets: of the last frames. reuse: which of its frames need no features of
+    their own.
     """
 
-    def __init__(self, sampling: ClipSampling, windows: Windowing | Sequence[Window] | None = None) -> None:
+    def __init__(
+        self,
+        sampling: ClipSampling,
+        windows: Windowing | Sequence[Window] | None = None,
+        reuse_threshold: float | None = None,
+    ) -> None:
         """Look at ``windows``, which ascend; None is the whole video. Raises UsageError if they do not ascend."""
         self.sampling = sampling
         self.wanted = windows
+        self.reuse = Reuse(reuse_threshold)
         self.info: VideoInfo | None = None
         if isinstance(windows, Sequence) and any(a >= b for a, b in windows):
             raise UsageError("a window ends before it begins: allowed are (start_s, end_s) with start_s < end_s")

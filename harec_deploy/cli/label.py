@@ -56,6 +56,12 @@ def label(
         float | None, typer.Option(parser=console.seconds, metavar="TIME", help="Shortest segment: half a window.")
     ] = None,
     min_score: Annotated[float, typer.Option(help="Below this probability the label is 'unknown'.")] = 0.0,
+    reuse_threshold: Annotated[
+        float | None,
+        typer.Option(
+            metavar="LEVELS", help="Frames so near to an earlier one take its features: 0 to 255, see README."
+        ),
+    ] = None,
     top_k: Annotated[int, typer.Option(help="Classes kept in each row.")] = 5,
     features: Annotated[Path | None, typer.Option(help="Write feature vectors to this .npz or .parquet.")] = None,
     vtt: Annotated[Path | None, typer.Option(help="Write captions (WebVTT) for each video to this folder.")] = None,
@@ -97,6 +103,7 @@ def label(
         smooth=smooth,
         min_segment_s=min_segment,
         min_score=min_score,
+        reuse_threshold=reuse_threshold,
         features=features,
         vtt=vtt,
         annotate=annotate,
@@ -197,6 +204,8 @@ def _say_summary(summary: "Summary", out: Path) -> None:
         console.say(f"{speed}; {summary.stages.bound_by()}")
         if routes := summary.stages.routes_told():
             console.say(routes)
+    if reuse := summary.stages.reuse_told():
+        console.say(reuse)
     if summary.stages.videos:
         console.say("  " + ", ".join(f"{name}: {count} videos" for name, count in summary.stages.videos.items()))
     if not summary.stopped:

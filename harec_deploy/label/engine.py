@@ -23,10 +23,10 @@ class Stages:
     """Seconds spent in each stage: of decoding summed over the workers, and over the children of a second decoder.
 
     scale_s: the part of decode_s that went into sizes and colours, as far as the decoder tells.
-    gather_s: copying frames into the engine's batches; a GPU's copies are in engine_s. write_s: the journal.
+    gather_s: copying frames into the engine's batches, and looking which to reuse; a GPU's copies are in engine_s. write_s: the journal.
     engine_s: summed over the engines. videos: of several engines, how many each has labelled, by its name.
     batch_name, batch_children: the second decoder, "" and 0 where there is none. routes: videos that each decoder
-    answered.
+    answered. compared, reused: frames that were looked at for reuse, and those of them that took over features.
     """
 
     workers: int
@@ -42,6 +42,8 @@ class Stages:
     batch_children: int = 0
     batch_s: float = 0.0
     routes: dict[str, int] = field(default_factory=dict)
+    compared: int = 0
+    reused: int = 0
 
     def plan(self, plan: Plan) -> None:
         """Take over what the plan says of a second decoder, which every engine has."""
@@ -66,6 +68,8 @@ class Stages:
         self.gather_s += other.gather_s
         self.engine_s += other.engine_s
         self.batch_s += other.batch_s
+        self.compared += other.compared
+        self.reused += other.reused
         for route, videos in other.routes.items():
             self._route(route, videos)
 
@@ -93,6 +97,12 @@ class Stages:
             return ""
         shares = {PYAV: self.decode_busy, self.batch_name: self.batch_busy}
         return "; ".join(f"{name} {self.routes.get(name, 0)} videos, {busy:.0%} busy" for name, busy in shares.items())
+
+    def reuse_told(self) -> str:
+        """Say in words how many frames took over features; "" where none were looked at for that."""
+        if not self.compared:
+            return ""
+        return f"{self.reused / self.compared:.0%} of {self.compared} frames took over features of an earlier one"
 
     def bound_by(self) -> str:
         """Say in words what the run waited for."""
@@ -135,6 +145,7 @@ class Engine:
     windowing: Windowing | None = None
     min_score: float = 0.0
     features: bool = False
+    reuse_threshold: float | None = None
     _tracks: dict[VideoFile, Track] = field(default_factory=dict)
 
     def label(self, decoded: Iterable[Decoded]) -> Iterator[Labelled]:
@@ -159,11 +170,12 @@ class Engine:
         if not parts:
             return
         begun = time.perf_counter()
-        pixels = np.concatenate([part.frames.pixels for part in parts if part.frames])
+        tracked = [(self._track(part.video), part.frames) for part in parts if part.frames]
+        pixels, fresh = self.recognizer.gather(tracked)
         start = time.perf_counter()
         self.stages.gather_s += start - begun
-        kept = self.recognizer.keep(pixels)
-        for group in _grouped(self._whole_clips(parts, kept), self.recognizer.batch_clips):
+        kept = self.recognizer.share(tracked, fresh, self.recognizer.keep(pixels))
+        for group in _grouped(self._whole_clips(tracked, kept), self.recognizer.batch_clips):
             probabilities = self.recognizer.judge(np.concatenate([whole.clips for whole in group]))
             ends = np.cumsum([len(whole.clips) for whole in group])[:-1]
             for whole, rows in zip(group, np.split(probabilities, ends), strict=True):
@@ -174,20 +186,23 @@ class Engine:
         for part in parts:
             if part.last:
                 track = self._tracks.pop(part.video)
+                self.stages.compared += track.reuse.compared
+                self.stages.reused += track.reuse.reused
                 result = self.recognizer.result(part.video.name, track, self.min_score)
                 vectors = np.concatenate(track.vectors) if self.features else None
                 yield Labelled(part.video, result, track.windows, vectors, part.route)
 
-    def _whole_clips(self, parts: list[Decoded], kept: NDArray[Any]) -> Iterator[_Whole]:
-        """Give each part what was kept of its frames, and yield the clips that are whole with it."""
-        for part in parts:
-            assert part.frames is not None
-            own, kept = np.split(kept, [len(part.frames.pixels)])
-            track = self._tracks.get(part.video)
-            if track is None:
-                track = self._tracks[part.video] = Track(self.recognizer.spec.sampling, self.windowing)
-            for clips in track.add(part.frames, own, self.recognizer.batch_clips):
+    def _whole_clips(self, tracked: list[tuple[Track, Frames]], kept: list[NDArray[Any]]) -> Iterator[_Whole]:
+        """Give each part what is kept of its frames, and yield the clips that are whole with it."""
+        for (track, frames), own in zip(tracked, kept, strict=True):
+            for clips in track.add(frames, own, self.recognizer.batch_clips):
                 yield _Whole(clips, track.probabilities, track.vectors)
+
+    def _track(self, video: VideoFile) -> Track:
+        if video not in self._tracks:
+            sampling = self.recognizer.spec.sampling
+            self._tracks[video] = Track(sampling, self.windowing, self.reuse_threshold)
+        return self._tracks[video]
 
 
 def _grouped(items: Iterable[_Whole], count: int) -> Iterator[list[_Whole]]:

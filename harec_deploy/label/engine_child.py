@@ -22,7 +22,7 @@ import numpy as np
 from harec_deploy.discover import VideoFile
 from harec_deploy.errors import HarecError
 from harec_deploy.label.child import end_with, receive, send
-from harec_deploy.label.engine import Engine, Labelled, Stages
+from harec_deploy.label.engine import Labelled, Stages
 from harec_deploy.label.engine_messages import (
     Done,
     Drained,
@@ -119,7 +119,7 @@ def _serve(parent: _Parent, setup: EngineSetup) -> None:
     parent.send(Loaded.of(recognizer))
     work = parent.first.get()
     assert isinstance(work, Work)
-    engine = Engine(recognizer, Stages(setup.workers), work.plan.windowing, work.min_score, work.features)
+    engine = work.engine(recognizer, Stages(setup.workers))
     while not parent.stop.is_set():
         for labelled in engine.label(decode_ahead(parent.videos(), work.plan, setup.workers, parent.stop)):
             parent.send(_done(labelled, engine.stages))

@@ -6,7 +6,7 @@ import msgspec
 
 from harec_deploy.bundle import BundleSpec
 from harec_deploy.label.child import PYAV, Plan
-from harec_deploy.label.engine import Stages
+from harec_deploy.label.engine import Engine, Stages
 from harec_deploy.recognizer import Recognizer, VideoResult
 from harec_deploy.sampling import Window
 
@@ -38,6 +38,11 @@ class Work(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     plan: Plan
     min_score: float = 0.0
     features: bool = False
+    reuse_threshold: float | None = None
+
+    def engine(self, recognizer: Recognizer, stages: Stages) -> Engine:
+        """Return what does it with a recogniser."""
+        return Engine(recognizer, stages, self.plan.windowing, self.min_score, self.features, self.reuse_threshold)
 
 
 class Give(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -17,7 +17,7 @@ import numpy as np
 from harec_deploy.devices import core_shares
 from harec_deploy.discover import VideoFile
 from harec_deploy.errors import BundleError, EngineError, VideoError
-from harec_deploy.label.engine import Engine, Labelled, Stages
+from harec_deploy.label.engine import Labelled, Stages
 from harec_deploy.label.engine_messages import Done, Drained, FromEngine, Load, Loaded, Stop, Taken, Work
 from harec_deploy.label.engine_process import Process, heard
 from harec_deploy.label.workers import decode_ahead
@@ -37,7 +37,7 @@ class Here:
 
     def label(self, videos: Iterable[VideoFile], work: Work, stop: threading.Event | None = None) -> Iterator[Labelled]:
         """Label videos and yield each as it is done; ``stop`` ends it in good order."""
-        engine = Engine(self._recognizer, self.stages, work.plan.windowing, work.min_score, work.features)
+        engine = work.engine(self._recognizer, self.stages)
         return engine.label(decode_ahead(videos, work.plan, self.stages.workers, stop))
 
     def close(self) -> None:

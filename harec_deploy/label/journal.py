@@ -40,6 +40,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     """What decides the labels of a run; rows of runs with different headers are never mixed.
 
     shard: which part of its inputs the run takes, such as "2/4"; none for all of them.
+    reuse_threshold: in levels, how near an earlier frame one is to be to take over its features; none for never.
     """
 
     journal: int = 1
@@ -54,6 +55,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     min_score: float = 0.0
     features: bool = False
     shard: str | None = None
+    reuse_threshold: float | None = None
 
     def differences(self, other: "Header", whose: str = "the journal") -> list[str]:
         """Return what differs, as "name here (``whose`` has there)"; the version of harec-deploy may."""

@@ -13,6 +13,7 @@ from harec_deploy.label import features, outputs
 from harec_deploy.label.child import Limits
 from harec_deploy.label.engine import Stages
 from harec_deploy.label.journal import Row, features_path, summary_path
+from harec_deploy.reuse import Reuse
 from harec_deploy.sampling import Windowing
 from harec_deploy.shard import Shard
 
@@ -52,6 +53,7 @@ class Options:
         each video as a whole. stride_s: from one window to the next; a quarter of a window by default.
     smooth, min_segment_s: how windows become segments; min_segment_s is half a window by default.
     min_score: below it a label is "unknown".
+    reuse_threshold: frames that are at most so many levels from an earlier one of their video take over its features.
     rebuild: builds TensorRT plans again that were made for another TensorRT or GPU, called with the bundle, the
         variant and the device; without it they are refused.
     max_errors: stop when so many videos failed, or "5%" of all.
@@ -77,6 +79,7 @@ class Options:
     smooth: int = 3
     min_segment_s: float | None = None
     min_score: float = 0.0
+    reuse_threshold: float | None = None
     max_errors: str | None = None
     rebuild: Callable[[Bundle, str, str], object] | None = None
     all_files: bool = False
@@ -128,6 +131,7 @@ class Options:
             raise UsageError(f"--fps {self.fps:g}: allowed are values above 0")
         if self.window_s:
             self.windowing(1)
+        Reuse(self.reuse_threshold)
         self.error_limit(1)
 
     def windowing(self, frames: int) -> Windowing | None:

@@ -124,7 +124,8 @@ def label(bundle: Path, inputs: Sequence[str], options: Options) -> Summary:
         if plan.batch:
             decoding += f", and {decoders.name} with {plan.batch.name} on {plan.batch.device} ({decoders.reason})"
             decoding += _unproved(plan.batch, engines.loaded.spec)
-        options.announce(f"{_told(found, header)}; {engines.execution} ({engines.loaded.reason}); {decoding}")
+        how = f"{engines.execution} ({engines.loaded.reason}); {decoding}{_reuse_told(header, engines.loaded.spec)}"
+        options.announce(f"{_told(found, header)}; {how}")
         start = time.perf_counter()
         journal = held.enter_context(Journal(options.journal, header, restart=options.restart))
         store = None
@@ -132,7 +133,12 @@ def label(bundle: Path, inputs: Sequence[str], options: Options) -> Summary:
             store = FeatureStore(options.journal, journal.places.values(), engines.loaded.spec.feature_dim)
             held.callback(store.close)
         offsets, todo = _sort_out(found.videos, journal.places, store, retry=options.retry_failed)
-        work = Work(plan=plan, min_score=header.min_score, features=header.features)
+        work = Work(
+            plan=plan,
+            min_score=header.min_score,
+            features=header.features,
+            reuse_threshold=header.reuse_threshold,
+        )
         tally, total = _Tally(), len(found.videos)
         for labelled in engines.label(todo, work, options.stop):
             vectors = _keep_vectors(store, labelled)
@@ -195,6 +201,8 @@ def _load(bundle: Path, options: Options, begun: Header | None) -> Here | Engine
     try:
         if options.features and not engines.loaded.framewise:
             raise UsageError("--features: this model takes whole clips and has no features of frames")
+        if options.reuse_threshold is not None and not engines.loaded.framewise:
+            raise UsageError("--reuse-threshold: this model takes whole clips and has no features of frames to reuse")
         if options.min_score and UNKNOWN in engines.loaded.spec.classes:
             told = f"the bundle has a class {UNKNOWN!r} of its own, so rows could not tell them apart"
             raise UsageError(f"--min-score: {told}")
@@ -228,6 +236,19 @@ def _unproved(batch: BatchPlan, spec: BundleSpec) -> str:
     return f"; {batch.name} on {kind} {found}: see harec-deploy verify --decoder {batch.name}"
 
 
+def _reuse_told(header: Header, spec: BundleSpec) -> str:
+    """Say that frames reuse features, and what that was proved to do to labels; "" if it is off."""
+    threshold = header.reuse_threshold
+    if threshold is None:
+        return ""
+    told = f"; frames at most {threshold:g} levels from an earlier one take its features: "
+    proof = next((each for each in spec.reuse if each.threshold == threshold), None)
+    if proof is None:
+        return told + "no proof for this bundle, see harec_deploy.export.reuse"
+    kept = f"{proof.top1_agreement:.1%} of {proof.windows} windows kept their label"
+    return told + f"{'proved' if proof.passed else 'failed its proof'}, {kept}"
+
+
 def make_header(loaded: Loaded, options: Options, decoder: str = PYAV) -> Header:
     """Return the header of a run with this recogniser; decoder: a name of decoders.CHOICES but "auto"."""
     return Header(
@@ -242,6 +263,7 @@ def make_header(loaded: Loaded, options: Options, decoder: str = PYAV) -> Header
         min_score=options.min_score,
         features=options.features is not None,
         shard=str(options.shard) if options.shard else None,
+        reuse_threshold=options.reuse_threshold,
     )
 
 
