@@ -4,6 +4,7 @@
     weights.safetensors    the PyTorch weights, the reference of every proof
     check.npz              a few real clips and the reference's logits: every machine tests itself on them
     onnx-fp32/             a variant: its graphs, `encoder.onnx` and `head.onnx`, or `model.onnx` for a clip-wise model
+    onnx-fp32-fused/       the same two graphs in one `model.onnx`, for other programs
     tensorrt-fp16-sm90/    another: plain TensorRT plans, `encoder.plan` and `head.plan`, and the ONNX files they are of
 
 The variant "torch" is the weights themselves and has no files. It is there without being named in bundle.json, which
@@ -238,6 +239,10 @@ class BundleSpec(_Part, frozen=True, kw_only=True):
         """Return every variant that can be executed, by name: those of bundle.json, and the weights."""
         weights = Variant(precision="fp32", graphs={}, made_with={}, proofs=[])
         return {**self.variants, WEIGHTS_VARIANT: self.variants.get(WEIGHTS_VARIANT, weights)}
+
+    def fused(self, variant: str) -> bool:
+        """Tell whether a variant is encoder and head in one graph, which only other programs have a use for."""
+        return self.feature_dim > 0 and "model" in self.ways()[variant].graphs
 
     def files(self) -> Iterator[FileRef]:
         """Yield every file of the bundle but bundle.json."""

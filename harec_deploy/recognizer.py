@@ -299,7 +299,8 @@ def load(
 
     device: "cpu", "cuda:N", or "auto": the first GPU where something runs on it, else the CPU.
     runner, precision, variant: what executes it; "auto" takes what `harec-deploy bench pick` has stored for this
-    machine, else measures everything that it has and the bundle's proofs allow, and takes the fastest.
+    machine, else measures everything that it has and the bundle's proofs allow, and takes the fastest; variants in a
+    single file have to be named.
     on_trial: it is loaded to be measured: not tested on the check clips, and in a precision that was asked for even if
     that has no proof or failed it.
 
@@ -310,9 +311,7 @@ def load(
         UsageError: nothing here runs it as asked.
     """
     checked = load_bundle(Path(bundle))
-    ways = executions(checked.spec, runner, precision, device, unproved=on_trial and precision != "auto")
-    if variant != "auto" and not (ways := [way for way in ways if way.variant == variant]):
-        raise UsageError(f"no way to run {variant} of the bundle with runner {runner} in {precision} on {device}")
+    ways = executions(checked.spec, runner, precision, device, variant, unproved=on_trial and precision != "auto")
     load_all = partial(_load_all, checked, threads=threads, check=not on_trial)
     pick, note = picks.find(checked) if runner == "auto" and len(ways) > 1 and not on_trial else (None, "")
     picked = [way for way in ways if pick and pick.is_of(way)]

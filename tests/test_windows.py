@@ -164,7 +164,7 @@ def clipwise(folder: Path) -> Path:
     path = folder / "onnx-fp32" / "model.onnx"
     onnx.save(model, path)
     variant = Variant(precision="fp32", graphs={"model": file_ref(folder, path)}, made_with={}, proofs=[])
-    save(folder, msgspec.structs.replace(spec, variants={"onnx-fp32": variant}))
+    save(folder, msgspec.structs.replace(spec, feature_dim=0, variants={"onnx-fp32": variant}))
     return load(folder).folder
 
 

@@ -24,6 +24,9 @@ def export(
         str | None,
         typer.Option(help="op, one operator, or unroll, its steps written out; unroll for plans, else op."),
     ] = None,
+    fused: Annotated[
+        bool, typer.Option("--fused", help="Also both graphs in one model.onnx, for other programs.")
+    ] = False,
     max_clips: Annotated[int, typer.Option(min=1, help="Clips in the proof, at most.")] = 100,
     device: Annotated[str, typer.Option(help="Where it is proved, and plans are built: auto, cpu, cuda:N.")] = "auto",
     runner: Annotated[
@@ -50,6 +53,8 @@ def export(
     """Export to ONNX or TensorRT. It must give PyTorch's labels on real clips, or nothing is written (exit 5)."""
     if tensorrt and runner != "auto":
         raise UsageError("--tensorrt builds plans, --runner proves the weights as they are: give one of them")
+    if fused and (tensorrt or runner != "auto"):
+        raise UsageError("--fused is about ONNX files: leave --tensorrt and --runner out")
     how: dict[str, Any] = {"max_clips": max_clips, "device": device, "progress": console.say}
     try:
         if tensorrt:
@@ -64,7 +69,7 @@ def export(
         elif runner == "auto":
             from harec_deploy.export import export as export_graphs
 
-            exported = export_graphs(bundle, clips or (), precision=precision, lstm=lstm or "op", **how)
+            exported = export_graphs(bundle, clips or (), precision=precision, lstm=lstm or "op", fused=fused, **how)
         else:
             from harec_deploy.export import export_weights
 

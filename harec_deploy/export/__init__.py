@@ -1,8 +1,10 @@
 """Export: a bundle's PyTorch weights become a variant, which is proved on real clips before it gets its name."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -28,6 +30,7 @@ from harec_deploy.recognizer import Recognizer
 from harec_deploy.runners import Execution, Runner, candidates, installed
 
 Progress = Callable[[str], None]
+Write = Callable[[BundleSpec, Path], dict[str, Path]]  # writes graphs to a folder and returns their paths by name
 CHECK_CLIPS = 2  # real clips that travel in the bundle, so that any machine can test itself
 
 
@@ -37,6 +40,7 @@ def export(
     *,
     precision: str = "fp32",
     lstm: str = "op",
+    fused: bool = False,
     max_clips: int = 100,
     device: str = "auto",
     progress: Progress = lambda text: None,
@@ -45,6 +49,7 @@ def export(
 
     clips: videos, folders or lists for the proof; without any, the held-out clips that training noted in the bundle.
     precision, lstm: as write_graphs takes them.
+    fused: write and prove ``onnx-<precision>-fused`` too, the same graphs in one file; a clip-wise model has one only.
     device: where the variant is proved, as devices.resolve reads it; "auto" is the first GPU and the CPU.
 
     Raises:
@@ -53,6 +58,7 @@ def export(
         ProofError: a runner gives other labels than PyTorch, or none here executes such graphs; then the bundle stays
             as it was.
     """
+    from harec_deploy.export.fused import write_fused
     from harec_deploy.export.onnx import write_graphs  # these import torch, and rebuilding a plan needs none
     from harec_deploy.export.torch import prove_weights
     from harec_deploy.models import from_bundle
@@ -67,24 +73,50 @@ def export(
     logits = reference_logits(model, real)
     runners = [each for there in candidates("auto", device) for each in there]
     bundle = prove_weights(bundle, runners, real, logits, progress)
+    proving = _Proving(real, logits, device, progress)
+    progress("writing ONNX graphs")
+    bundle = _add(bundle, name, precision, partial(write_graphs, model, precision=precision, lstm=lstm), proving)
+    graphs = bundle.spec.variants[name].graphs
+    if fused and "model" in graphs:
+        progress(f"{graphs['model'].path} is a single file already: --fused adds nothing to a model of whole clips")
+    elif fused:
+        progress("writing both graphs as one file")
+        pair = {graph: bundle.path(file) for graph, file in graphs.items()}
+        bundle = _add(bundle, f"{name}-fused", precision, partial(write_fused, pair), proving)
+    return bundle
+
+
+class _Proving(NamedTuple):
+    """What a variant is proved with: clips, PyTorch's logits of them (N, C), and where."""
+
+    clips: ProofClips
+    logits: NDArray[np.float32]
+    device: str
+    progress: Progress
+
+
+def _add(bundle: Bundle, name: str, precision: str, write: Write, proving: _Proving) -> Bundle:
+    """Write a variant, prove it and give it its name; the others stay. Raises ProofError."""
+    folder = bundle.folder
     others = {other: variant for other, variant in bundle.spec.variants.items() if other != name}
     check = check_clips_of(bundle) if others else None  # they were proved to be near it, so it stays
     with atomic_folder(folder / name) as staging:
-        progress("writing ONNX graphs")
-        paths = write_graphs(model, bundle.spec, staging, precision=precision, lstm=lstm)
+        paths = write(bundle.spec, staging)
         variant = Variant(
             precision=precision,
             graphs={graph: file_ref(folder, path) for graph, path in paths.items()},
             made_with={package: version(package) for package in ("torch", "onnx", "onnxscript")},
             proofs=[],
         )
-        proofs = _prove_everywhere(bundle, name, variant, (real, logits, check), device, progress)
+        proofs = _prove_everywhere(bundle, name, variant, check, proving)
         # From here to the last line the bundle lacks the variant: a kill in between leaves a bundle that says so.
         bare = msgspec.structs.replace(bundle.spec, variants=others, check=bundle.spec.check if check else None)
         save(folder, bare)
     graphs = {graph: in_folder(file, name) for graph, file in variant.graphs.items()}
     spec = _with_variant(bare, name, msgspec.structs.replace(variant, graphs=graphs, proofs=proofs))
-    return save(folder, spec if check else msgspec.structs.replace(spec, check=write_check(folder, real, logits)))
+    if check is None:
+        spec = msgspec.structs.replace(spec, check=write_check(folder, proving.clips, proving.logits))
+    return save(folder, spec)
 
 
 def check_clips_of(bundle: Bundle) -> Check | None:
@@ -131,12 +163,7 @@ def export_weights(
 
 
 def _prove_everywhere(
-    bundle: Bundle,
-    name: str,
-    variant: Variant,
-    reference: tuple[ProofClips, NDArray[np.float32], Check | None],
-    device: str,
-    progress: Progress,
+    bundle: Bundle, name: str, variant: Variant, check: Check | None, proving: _Proving
 ) -> list[Proof]:
     """Run a variant on every runner and precision of this machine.
 
@@ -147,14 +174,14 @@ def _prove_everywhere(
     # Without check clips, for how near this variant comes to them is not known yet.
     trial = Bundle(bundle.folder, msgspec.structs.replace(_with_variant(bundle.spec, name, variant), check=None))
     proofs, left_out = [], []
-    for runner in (runner for place in resolve(device) for runner in installed(place)):
+    for runner in (runner for place in resolve(proving.device) for runner in installed(place)):
         if _lacks_types(runner, variant):
             left_out.append(f"{runner.name} cannot execute {variant.precision} graphs on {runner.device}")
-            progress(f"{left_out[-1]}: left out")
+            proving.progress(f"{left_out[-1]}: left out")
         for precision in runner.precisions(variant):
             execution = Execution(name, runner, precision)
-            progress(f"proving {execution}")
-            proof = prove(Recognizer(trial, execution), *reference)
+            proving.progress(f"proving {execution}")
+            proof = prove(Recognizer(trial, execution), proving.clips, proving.logits, check)
             if not proof.passed and precision == variant.precision:
                 raise failure(execution, proof)
             proofs.append(proof)

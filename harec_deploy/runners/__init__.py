@@ -120,12 +120,14 @@ def executions(
     runner: str = "auto",
     precision: str = "auto",
     device: str = "auto",
+    variant: str = "auto",
     *,
     unproved: bool = False,
 ) -> list[Execution]:
     """Return the ways to run a bundle here that the arguments allow and that its proofs do not forbid.
 
     device: a name for ``devices.resolve``; of "auto", the CPU counts only where nothing runs on a GPU.
+    variant: its name; "auto" is every one but those in a single file, which encode shared frames anew.
     A combination that was never proved on real clips is left out in any precision but the variant's own, unless
     ``unproved``: then failed ones are there too.
 
@@ -134,22 +136,26 @@ def executions(
         BundleError: the bundle has no variant yet, and nothing here takes its weights as they are.
     """
     there: list[Execution] = []
-    variants = spec.ways()
+    ways = spec.ways()
+    if variant not in ("auto", *ways):
+        raise UsageError(f"the bundle has no variant {variant!r}; it has {', '.join(ways)}")
+    names = [variant] if variant != "auto" else [name for name in ways if not spec.fused(name)]
     for runners in candidates(runner, device):
         every = [
             Execution(name, candidate, p)
-            for name, variant in variants.items()
+            for name in names
             for candidate in runners
-            for p in candidate.precisions(variant)
+            for p in candidate.precisions(ways[name])
         ]
-        there += (allowed := [e for e in every if unproved or _may_run(variants[e.variant], e)])
+        there += (allowed := [e for e in every if unproved or _may_run(ways[e.variant], e)])
         if named := [e for e in allowed if precision in ("auto", e.precision)]:
             return named
     if not there and spec.variants.keys() <= {WEIGHTS_VARIANT}:
         raise BundleError("the bundle has no variant yet: run harec-deploy export on it, or name --runner torch")
     told = ", ".join(map(str, there)) or "nothing"
     where = "" if device == "auto" else f" on {device}"
-    raise UsageError(f"no way to run the bundle with runner {runner} in precision {precision}{where}; there is {told}")
+    what = "the bundle" if variant == "auto" else variant
+    raise UsageError(f"no way to run {what} with runner {runner} in precision {precision}{where}; there is {told}")
 
 
 def candidates(runner: str, device: str) -> Iterator[list[Runner]]:

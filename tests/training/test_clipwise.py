@@ -81,7 +81,9 @@ def run(
     if given:
         assert said[0] == f"encoder: {flat}, a 2D ResNet-50 inflated over time; left out: fc.weight, fc.bias"
         assert said[1].startswith("the frozen encoder sees whole clips")
-    export(run / "bundle", [str(sample.path) for sample in samples])
+    export(run / "bundle", [str(sample.path) for sample in samples], fused=True, progress=said.append)
+    assert said[-1].startswith("onnx-fp32/model.onnx is a single file already: --fused adds nothing")
+    assert "onnx-fp32-fused" not in load(run / "bundle").spec.variants
     return run
 
 
