@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from harec_deploy.decode import Frames
 from harec_deploy.errors import UsageError
 
-BLOCK = 16  # pixels of a block's side
+BLOCK = 8  # pixels of a block's side; benchmarks/reuse.py holds others against it
 
 
 def difference(one: NDArray[np.uint8], other: NDArray[np.uint8], block: int = BLOCK) -> float:
     """Return how far two frames uint8 (H, W, 3) are apart, in levels from 0 to 255.
 
-    It is the mean absolute difference of the block of pixels that differs most, for in the mean of a whole frame
-    somebody small who moves is lost in what stands still.
+    It is the mean absolute difference of the ``block`` by ``block`` pixels that differ most: in the mean of a whole
+    frame a small figure, or the hand of one, is lost in the noise of the sensor, and the smaller the block, the less.
     """
     apart = np.maximum(one, other) - np.minimum(one, other)  # (H, W, 3), in uint8: half the time of signed numbers
     height, width, colours = apart.shape

@@ -20,7 +20,7 @@ from harec_deploy.export.reuse import prove_reuse, store
 from harec_deploy.label.options import Options
 from harec_deploy.label.run import Summary, label
 from harec_deploy.recognizer import Recognizer
-from harec_deploy.reuse import Reuse, difference
+from harec_deploy.reuse import BLOCK, Reuse, difference
 from tests.media import Clip, picture, write_frames
 from tests.test_windows import clipwise, info
 
@@ -28,8 +28,8 @@ HOW = Windowing(window_s=4.0, stride_s=1.0)
 
 
 def frame(*levels: int) -> np.ndarray:
-    """Return a frame of 16x16 blocks side by side, each of one level: uint8 (16, 16 * N, 3)."""
-    return np.tile(np.array(levels, dtype=np.uint8).repeat(16)[None, :, None], (16, 1, 3))
+    """Return a frame of blocks side by side, each of one level: uint8 (BLOCK, BLOCK * N, 3)."""
+    return np.tile(np.array(levels, dtype=np.uint8).repeat(BLOCK)[None, :, None], (BLOCK, 1, 3))
 
 
 class TestDifference:
@@ -39,13 +39,13 @@ class TestDifference:
 
     def test_in_a_block_it_is_the_mean(self) -> None:
         one, other = frame(50, 50), frame(50, 50)
-        other[:8, 16:, 0] += 12  # half of a block, one colour of three
+        other[: BLOCK // 2, BLOCK:, 0] += 12  # half of a block, one colour of three
         assert difference(one, other) == difference(other, one) == pytest.approx(2)
 
     def test_blocks_at_the_edge_are_smaller(self) -> None:
-        one = np.zeros((20, 37, 3), dtype=np.uint8)
+        one = np.zeros((2 * BLOCK + 3, 4 * BLOCK + 5, 3), dtype=np.uint8)
         other = one.copy()
-        other[16:, 32:] = 40
+        other[2 * BLOCK :, 4 * BLOCK :] = 40
         assert difference(one, other) == 40
 
     def test_one_block_is_the_mean_of_the_frame(self) -> None:
