@@ -162,7 +162,7 @@ def main(
     encoder_weights: Annotated[Path, typer.Option(help="torchvision's MobileNetV2 weights")],
     videos: Annotated[Path, typer.Option(help="where videos and models are kept")] = VIDEOS_FOLDER / "reuse",
     minutes: Annotated[int, typer.Option(help="of each kind of camera")] = 6,
-    thresholds: Annotated[str, typer.Option(help="levels, with commas between")] = "2,4,8,16",
+    thresholds: Annotated[str, typer.Option(help="levels, with commas between")] = "2,4,8,24",
     rounds: Annotated[int, typer.Option(help="how often everything is measured")] = 3,
     out: Annotated[Path | None, typer.Option("--json", help="write all figures here")] = None,
 ) -> None:

@@ -11,9 +11,11 @@ import pytest
 from av.video.frame import VideoFrame
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 import harec_deploy
 from harec_deploy import Windowing
+from harec_deploy.__main__ import app
 from harec_deploy.decode import Frames
 from harec_deploy.errors import OutputError, UsageError
 from harec_deploy.export.reuse import prove_reuse, store
@@ -170,6 +172,9 @@ class TestRun:
         store(recognizer, prove_reuse(recognizer, [str(still_video)], 4.0, windowing=HOW))
         self.run(bundle, tmp_path, still_video, announce=said.append, reuse_threshold=4.0)
         assert said[2].endswith("take its features: proved, 100.0% of 13 windows kept their label")
+        shown = " ".join(CliRunner().invoke(app, ["inspect", str(bundle)]).output.split())
+        assert "reuse of features" in shown
+        assert "4 levels │ 13 │ 100.0%" in shown
         with pytest.raises(OutputError, match=r"reuse_threshold 5\.0 \(the journal has 4\.0\)"):
             self.run(bundle, tmp_path, still_video, reuse_threshold=5.0)
 

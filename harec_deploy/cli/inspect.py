@@ -25,6 +25,7 @@ def inspect(
     _print_model(bundle, spec)
     _print_variants(spec)
     _print_decoders(spec)
+    _print_reuse(spec)
 
 
 def _print_model(bundle: Path, spec: "BundleSpec") -> None:
@@ -79,6 +80,19 @@ def _print_decoders(spec: "BundleSpec") -> None:
         levels = f"{proof.mean_level_difference:.2f}", str(proof.max_level_difference)
         where = proof.hardware or proof.device
         table.add_row(f"{proof.decoder} {proof.decoder_version}", where, str(proof.clips), kept, *levels)
+    console.out.print(table)
+
+
+def _print_reuse(spec: "BundleSpec") -> None:
+    from rich.table import Table
+
+    if not spec.reuse:
+        return
+    table = Table("threshold", "windows", "labels kept", "frames reused", "times faster", title="reuse of features")
+    for proof in spec.reuse:
+        kept = f"{proof.top1_agreement:.1%}" if proof.passed else f"FAILED: {proof.top1_agreement:.1%}"
+        shares = f"{proof.share_reused:.0%}", f"{proof.times_faster:.2f}"
+        table.add_row(f"{proof.threshold:g} levels", str(proof.windows), kept, *shares)
     console.out.print(table)
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from harec_deploy.decode import Frames
 from harec_deploy.discover import VideoFile
 from harec_deploy.label.child import PYAV, Plan
 from harec_deploy.label.slots import Decoded
@@ -23,7 +24,8 @@ class Stages:
     """Seconds spent in each stage: of decoding summed over the workers, and over the children of a second decoder.
 
     scale_s: the part of decode_s that went into sizes and colours, as far as the decoder tells.
-    gather_s: copying frames into the engine's batches, and looking which to reuse; a GPU's copies are in engine_s. write_s: the journal.
+    gather_s: copying frames into the engine's batches, and comparing them for reuse; a GPU's copies are in engine_s.
+    write_s: the journal.
     engine_s: summed over the engines. videos: of several engines, how many each has labelled, by its name.
     batch_name, batch_children: the second decoder, "" and 0 where there is none. routes: videos that each decoder
     answered. compared, reused: frames that were looked at for reuse, and those of them that took over features.
