@@ -79,12 +79,27 @@ class HeadSpec(_Part, frozen=True, kw_only=True):
                 raise ValueError(f"head.{name} is {value}; allowed are {low} to {high}")
 
 
+class Flip(_Part, frozen=True, kw_only=True):
+    """A clip whose label changed: the reference's label and its score, and the variant's."""
+
+    clip: str
+    wanted: str
+    wanted_score: float
+    got: str
+    got_score: float
+
+    def __str__(self) -> str:
+        return f"{self.clip} ({self.wanted} {self.wanted_score:.2f} -> {self.got} {self.got_score:.2f})"
+
+
 class Proof(_Part, frozen=True, kw_only=True):
     """What was measured when a variant ran on real clips beside the PyTorch reference.
 
     device: "cpu" or "cuda"; hardware: the GPU's name. decoder: what gave the clips.
     max_abs_dp: largest difference of any class probability on any clip.
-    flipped: the clips whose top class differs.
+    flipped: the clips whose top class differs; flips: the same with both labels.
+    labelled: clips whose true class is known, by the name of their folder. accuracy, reference_accuracy: the shares of
+    those that the variant and the reference have right.
     """
 
     runner: str
@@ -97,7 +112,24 @@ class Proof(_Part, frozen=True, kw_only=True):
     top1_agreement: float
     max_abs_dp: float
     flipped: list[str]
+    flips: list[Flip] = []
+    labelled: int = 0
+    accuracy: float | None = None
+    reference_accuracy: float | None = None
     passed: bool
+
+
+class Quantisation(_Part, frozen=True, kw_only=True):
+    """How int8 graphs were made: how ranges were chosen, on how many frames of how many clips.
+
+    kept_float: the layers that were left in float, of all ``layers`` that could be quantised, the most sensitive first.
+    """
+
+    method: str
+    clips: int
+    frames: int
+    layers: int
+    kept_float: list[str] = []
 
 
 class EngineSpec(_Part, frozen=True, kw_only=True):
@@ -125,7 +157,7 @@ class Variant(_Part, frozen=True, kw_only=True):
     """One executable form of the model: its graphs, who made them, and a proof for each runner that was tried.
 
     precision: the types of the graphs. engine: of TensorRT plans; the graphs of other variants are ONNX files.
-    graphs: none where the weights are executed as they are.
+    graphs: none where the weights are executed as they are. quantisation: of int8 graphs.
     """
 
     precision: str
@@ -133,6 +165,7 @@ class Variant(_Part, frozen=True, kw_only=True):
     made_with: dict[str, str]
     proofs: list[Proof]
     engine: EngineSpec | None = None
+    quantisation: Quantisation | None = None
 
     @property
     def is_onnx(self) -> bool:

@@ -38,18 +38,22 @@ def _walk(data: memoryview, message: str, depth: int) -> bool:
         raise ValueError(f"more than {_MAX_DEPTH} messages inside each other")
     if message == "Tensor":
         return any(
-            number in (_EXTERNAL_DATA, _DATA_LOCATION) and value not in (0, b"") for number, value in _fields(data)
+            number in (_EXTERNAL_DATA, _DATA_LOCATION) and value not in (0, b"") for number, value in fields(data)
         )
     holders = _HOLDERS[message]
     return any(
         _walk(value, holders[number], depth + 1)
-        for number, value in _fields(data)
+        for number, value in fields(data)
         if number in holders and isinstance(value, memoryview)
     )
 
 
-def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Yield (field number, value) of one message: an int for a varint, else the raw bytes."""
+def fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+    """Yield (field number, value) of one message: an int for a varint, else the raw bytes, in place.
+
+    Raises:
+        ValueError: the bytes are not a protobuf message.
+    """
     at = 0
     while at < len(data):
         tag, at = _varint(data, at)

@@ -147,11 +147,11 @@ def test_the_command(bundle: Path, videos: Path) -> None:
     assert done.returncode == 0, done.stderr
     told = " ".join(done.stderr.split())
     assert "onnx cannot execute bf16 graphs on cpu: left out" in told
-    assert "onnx-bf16 on openvino in bf16: 100.0% of 2 clips keep their label, max |dp| " in told
+    assert "onnx-bf16 on openvino in bf16: 100.0% of 2 clips keep their label (95 % interval 34.2% to 100.0%), " in told
     assert "onnx-fp32" not in told
     assert set(load(bundle).spec.variants) == {"onnx-fp32", "onnx-bf16"}
     for option, wrong, told in (
-        ("--precision", "int4", "unknown precision 'int4' for a graph; allowed are fp32, fp16, bf16"),
+        ("--precision", "int4", "unknown precision 'int4'; allowed are fp32, fp16, bf16, int8"),
         ("--lstm", "loop", "unknown form of the LSTM 'loop'; allowed are op, unroll"),
     ):
         done = run("export", str(bundle), *clips, option, wrong)

@@ -314,6 +314,11 @@ def _trained_part(recipe: Recipe) -> str:
     return "frozen" if recipe.freeze_encoder else "trained"
 
 
+def _spread(samples: Sequence[Sample]) -> list[str]:
+    """Return the paths of at most PROOF_CLIPS of the samples, evenly spread."""
+    return [str(sample.path) for sample in samples[:: max(len(samples) // PROOF_CLIPS, 1)]][:PROOF_CLIPS]
+
+
 def _write_bundle(
     folder: Path,
     model: Model,
@@ -333,7 +338,8 @@ def _write_bundle(
         "metrics": metrics,
         "calibration": asdict(calibration),
         "versions": {"harec_deploy": __version__, "torch": version("torch"), "python": sys.version.split()[0]},
-        "proof_clips": [str(sample.path) for sample in held_out[:: max(len(held_out) // PROOF_CLIPS, 1)]][:PROOF_CLIPS],
+        "proof_clips": _spread(held_out),
+        "calibration_clips": _spread(manifest.only("train").samples),
     }
     with atomic_folder(folder) as staging:
         weights = staging / WEIGHTS_FILE

@@ -1,5 +1,6 @@
 """harec-deploy export: a bundle's weights become ONNX graphs or TensorRT plans, proved on real clips."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,7 @@ from harec_deploy.errors import UsageError
 if TYPE_CHECKING:
     from harec_deploy.bundle import Bundle
     from harec_deploy.decode import Decoder
+    from harec_deploy.export.int8 import Int8Options
 
 
 def export(
@@ -19,7 +21,16 @@ def export(
         list[str] | None,
         typer.Option("--clips", help="Videos or folders for the proof; the held-out clips of training by default."),
     ] = None,
-    precision: Annotated[str, typer.Option(help="Types in the graphs: fp32, fp16, bf16; of plans also int8.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="Types in the graphs: fp32, fp16, bf16, int8.")] = "fp32",
+    calibrate: Annotated[
+        list[str] | None,
+        typer.Option("--calibrate", help="Clips for the ranges of int8; clips of training by default."),
+    ] = None,
+    calibration: Annotated[str, typer.Option(help="How ranges are chosen: minmax, entropy, percentile.")] = "minmax",
+    keep_float: Annotated[
+        str,
+        typer.Option(help="Layers of int8 graphs left in float: none, NAME,NAME, or auto: until the proof passes."),
+    ] = "auto",
     lstm: Annotated[
         str | None,
         typer.Option(help="op, one operator, or unroll, its steps written out; unroll for plans, else op."),
@@ -69,7 +80,10 @@ def export(
         elif runner == "auto":
             from harec_deploy.export import export as export_graphs
 
-            exported = export_graphs(bundle, clips or (), precision=precision, lstm=lstm or "op", fused=fused, **how)
+            int8 = _int8_options(precision, calibrate or (), calibration, keep_float)
+            exported = export_graphs(
+                bundle, clips or (), precision=precision, lstm=lstm or "op", int8=int8, fused=fused, **how
+            )
         else:
             from harec_deploy.export import export_weights
 
@@ -80,6 +94,17 @@ def export(
     _say_proofs(exported, made)
     by_name = "" if runner == "auto" else f" --runner {runner}"
     console.say(f"written to {bundle}; next: harec-deploy label VIDEOS --bundle {bundle}{by_name}")
+
+
+def _int8_options(precision: str, calibrate: Sequence[str], method: str, keep_float: str) -> "Int8Options | None":
+    """Return how int8 graphs are made, None for other precisions. Raises UsageError for options without their use."""
+    if precision == "int8":
+        from harec_deploy.export.int8 import Int8Options
+
+        return Int8Options(calibrate, method, keep_float)
+    if calibrate or (method, keep_float) != ("minmax", "auto"):
+        raise UsageError("--calibrate, --calibration and --keep-float are for --precision int8")
+    return None
 
 
 def _export_plans(bundle: Path, clips: list[str], precision: str, lstm: str, how: dict[str, Any]) -> "Bundle":
@@ -107,10 +132,15 @@ def _decoder(asked: str, device: str) -> "Decoder | None":
 
 def _say_proofs(exported: "Bundle", made: str) -> None:
     """Say how the variants of this name, or whose names begin with it, were proved."""
+    from harec_deploy.export.verify import measured
+
     for name, variant in exported.spec.variants.items():
+        if name.startswith(made) and variant.quantisation and (kept := variant.quantisation.kept_float):
+            console.say(f"{name} keeps {len(kept)} of {variant.quantisation.layers} layers in float: {', '.join(kept)}")
         for proof in variant.proofs if name.startswith(made) else ():
             verdict = "proved" if proof.passed else "not used: fails its proof"
-            labels = f"{proof.top1_agreement:.1%} of {proof.clips} clips keep their label"
             frames = "" if proof.decoder == "pyav" else f" with {proof.decoder}'s frames"
             way = f"{name} on {proof.runner} in {proof.precision}{frames}"
-            console.say(f"{way}: {labels}, max |dp| {proof.max_abs_dp:.2g}: {verdict}")
+            console.say(f"{way}: {measured(proof)}: {verdict}")
+            if not proof.passed:
+                console.say(f"flipped: {', '.join(map(str, proof.flips)) or 'none'}")

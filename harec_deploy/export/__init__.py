@@ -1,10 +1,9 @@
 """Export: a bundle's PyTorch weights become a variant, which is proved on real clips before it gets its name."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 import numpy as np
@@ -17,6 +16,7 @@ from harec_deploy.bundle import (
     BundleSpec,
     FileRef,
     Proof,
+    Quantisation,
     Variant,
     file_ref,
     load,
@@ -29,8 +29,11 @@ from harec_deploy.files import atomic_folder, atomic_write
 from harec_deploy.recognizer import Recognizer
 from harec_deploy.runners import Execution, Runner, candidates, installed
 
+if TYPE_CHECKING:
+    from harec_deploy.export.int8 import Int8Options
+
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 Progress = Callable[[str], None]
-Write = Callable[[BundleSpec, Path], dict[str, Path]]  # writes graphs to a folder and returns their paths by name
 CHECK_CLIPS = 2  # real clips that travel in the bundle, so that any machine can test itself
 
 
@@ -40,6 +43,7 @@ def export(
     *,
     precision: str = "fp32",
     lstm: str = "op",
+    int8: "Int8Options | None" = None,
     fused: bool = False,
     max_clips: int = 100,
     device: str = "auto",
@@ -48,7 +52,8 @@ def export(
     """Write and prove the variant ``onnx-<precision>`` of the bundle in ``folder``; its other variants stay.
 
     clips: videos, folders or lists for the proof; without any, the held-out clips that training noted in the bundle.
-    precision, lstm: as write_graphs takes them.
+    precision, lstm: as write_graphs takes them, and "int8": the encoder in integers, the head in fp32.
+    int8: how, in that precision.
     fused: write and prove ``onnx-<precision>-fused`` too, the same graphs in one file; a clip-wise model has one only.
     device: where the variant is proved, as devices.resolve reads it; "auto" is the first GPU and the CPU.
 
@@ -58,14 +63,20 @@ def export(
         ProofError: a runner gives other labels than PyTorch, or none here executes such graphs; then the bundle stays
             as it was.
     """
-    from harec_deploy.export.fused import write_fused
-    from harec_deploy.export.onnx import write_graphs  # these import torch, and rebuilding a plan needs none
+    from harec_deploy.export.fused import write_fused  # these import torch, and rebuilding a plan needs none
+    from harec_deploy.export.int8 import Int8Options, int8_forms
+    from harec_deploy.export.onnx import write_graphs
     from harec_deploy.export.torch import prove_weights
     from harec_deploy.models import from_bundle
     from harec_deploy.models.typed import check_types
 
-    check_types(precision, lstm)
+    if precision not in PRECISIONS:
+        raise UsageError(f"unknown precision {precision!r}; allowed are {', '.join(PRECISIONS)}")
+    types = "fp32" if precision == "int8" else precision
+    check_types(types, lstm)
     bundle, name = load(folder), f"onnx-{precision}"
+    if precision == "int8" and bundle.spec.feature_dim == 0:
+        raise UsageError(f"{bundle.spec.architecture} takes whole clips: such models have no int8 form yet, use fp32")
     model = from_bundle(bundle)
     progress("decoding clips for the proof")
     real = read_clips(bundle.spec, clips or bundle.spec.training.get("proof_clips", []), max_clips)
@@ -74,16 +85,37 @@ def export(
     runners = [each for there in candidates("auto", device) for each in there]
     bundle = prove_weights(bundle, runners, real, logits, progress)
     proving = _Proving(real, logits, device, progress)
+
+    def written(spec: BundleSpec, staging: Path) -> Iterator[_Form]:
+        paths = write_graphs(model, spec, staging, precision=types, lstm=lstm)
+        if precision != "int8":
+            yield _Form(paths)
+            return
+        for quantisation in int8_forms(paths["encoder"], spec, real, int8 or Int8Options(), progress):
+            yield _Form(paths, quantisation)
+
     progress("writing ONNX graphs")
-    bundle = _add(bundle, name, precision, partial(write_graphs, model, precision=precision, lstm=lstm), proving)
+    bundle = _add(bundle, name, precision, written, proving)
     graphs = bundle.spec.variants[name].graphs
     if fused and "model" in graphs:
         progress(f"{graphs['model'].path} is a single file already: --fused adds nothing to a model of whole clips")
     elif fused:
-        progress("writing both graphs as one file")
+        progress(f"{name} is proved and written; writing both graphs as one file")
         pair = {graph: bundle.path(file) for graph, file in graphs.items()}
-        bundle = _add(bundle, f"{name}-fused", precision, partial(write_fused, pair), proving)
+        bundle = _add(
+            bundle, f"{name}-fused", precision, lambda spec, staging: [_Form(write_fused(pair, spec, staging))], proving
+        )
     return bundle
+
+
+class _Form(NamedTuple):
+    """Graphs that were written, by name, and how they were made integers, if they were."""
+
+    paths: dict[str, Path]
+    quantisation: Quantisation | None = None
+
+
+Write = Callable[[BundleSpec, Path], Iterable[_Form]]  # to a folder; one form over the other while they fail
 
 
 class _Proving(NamedTuple):
@@ -101,19 +133,12 @@ def _add(bundle: Bundle, name: str, precision: str, write: Write, proving: _Prov
     others = {other: variant for other, variant in bundle.spec.variants.items() if other != name}
     check = check_clips_of(bundle) if others else None  # they were proved to be near it, so it stays
     with atomic_folder(folder / name) as staging:
-        paths = write(bundle.spec, staging)
-        variant = Variant(
-            precision=precision,
-            graphs={graph: file_ref(folder, path) for graph, path in paths.items()},
-            made_with={package: version(package) for package in ("torch", "onnx", "onnxscript")},
-            proofs=[],
-        )
-        proofs = _prove_everywhere(bundle, name, variant, check, proving)
+        variant = _first_proved(bundle, name, precision, write(bundle.spec, staging), check, proving)
         # From here to the last line the bundle lacks the variant: a kill in between leaves a bundle that says so.
         bare = msgspec.structs.replace(bundle.spec, variants=others, check=bundle.spec.check if check else None)
         save(folder, bare)
     graphs = {graph: in_folder(file, name) for graph, file in variant.graphs.items()}
-    spec = _with_variant(bare, name, msgspec.structs.replace(variant, graphs=graphs, proofs=proofs))
+    spec = _with_variant(bare, name, msgspec.structs.replace(variant, graphs=graphs))
     if check is None:
         spec = msgspec.structs.replace(spec, check=write_check(folder, proving.clips, proving.logits))
     return save(folder, spec)
@@ -160,6 +185,34 @@ def export_weights(
     if spec.check is None:
         spec = msgspec.structs.replace(spec, check=write_check(folder, real, logits))
     return save(folder, spec)
+
+
+def _first_proved(
+    bundle: Bundle, name: str, precision: str, forms: Iterable[_Form], check: Check | None, proving: _Proving
+) -> Variant:
+    """Return the first of the forms that passes, with its proofs; the next is written once one has failed.
+
+    Raises:
+        ProofError: that of the last, as none passes.
+    """
+    failed: ProofError | None = None
+    packages = ("torch", "onnx", "onnxscript", *(["onnxruntime"] if precision == "int8" else []))
+    for paths, quantisation in forms:
+        variant = Variant(
+            precision=precision,
+            graphs={graph: file_ref(bundle.folder, path) for graph, path in paths.items()},
+            made_with={package: version(package) for package in packages},
+            proofs=[],
+            quantisation=quantisation,
+        )
+        try:
+            proofs = _prove_everywhere(bundle, name, variant, check, proving)
+        except ProofError as error:
+            failed = error
+            continue
+        return msgspec.structs.replace(variant, proofs=proofs)
+    assert failed is not None
+    raise failed
 
 
 def _prove_everywhere(

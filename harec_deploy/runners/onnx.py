@@ -20,6 +20,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as _native
 from harec_deploy.runners import Graph
 from harec_deploy.runners.onnx_providers import CUDA, quiet, require
 from harec_deploy.runners.parts import OutOfMemory, Parts
+from harec_deploy.runners.uint8 import read_for_cpu
 
 CUDA_BATCH_FRAMES = 128
 
@@ -111,9 +112,11 @@ class OnnxRunner:
 
     def load_file(self, path: Path, precision: str = "fp32", threads: int | None = None) -> Graph:
         """Load one ONNX file. Raises BundleError for a file that ONNX Runtime refuses."""
-        model = path.read_bytes()  # from bytes, so that no path in the file could be followed
+        # From bytes, so that no path in the file could be followed.
         if self.device == "cpu":
+            model = read_for_cpu(path, precision)
             return _OnnxGraph(self._session(path, model, ["CPUExecutionProvider"], threads))
+        model = path.read_bytes()
         session = self._session(path, model, [(CUDA, cuda_options(self.device))], threads)
         return BoundGraph(f"{path.name} on {self.device}", session, self.device, CUDA_BATCH_FRAMES)
 

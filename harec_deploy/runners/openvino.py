@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from harec_deploy.bundle import Bundle, Variant
 from harec_deploy.errors import BundleError
+from harec_deploy.runners.uint8 import read_for_cpu
 
 # Without this, importing OpenVINO reports to Google Analytics and writes an id to the home folder.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
@@ -72,7 +73,7 @@ class OpenVINORunner:
             options["INFERENCE_NUM_THREADS"] = threads
         try:
             # From bytes, so that no path in the file could be followed.
-            model = self._core.read_model(model=path.read_bytes())
+            model = self._core.read_model(model=read_for_cpu(path, precision))
             return _OpenVINOGraph(self._core.compile_model(model, "CPU", options))
         except RuntimeError as error:
             raise BundleError(f"OpenVINO {self.version} refuses {path}: {' '.join(str(error).split())}") from None

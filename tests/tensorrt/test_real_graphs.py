@@ -42,6 +42,6 @@ def test_the_labels_of_labellings_decoder_are_proved_too(bundle: Path, videos: P
     assert reference.max_abs_dp < 1e-4
     assert 1e-3 < brighter.max_abs_dp < 0.2  # other frames: only labels count
     assert variant.proof("tensorrt", "fp32", "cuda:0") == reference
-    with pytest.raises(ProofError, match=r"clips keep their label \(at least 99%\)"):
+    with pytest.raises(ProofError, match=r"needed are 99% of labels"):
         export_tensorrt(bundle, [str(videos)], precision="fp32", decoder=Foreign())
     assert load(bundle).spec.variants["tensorrt-fp32-sm90"] == variant
