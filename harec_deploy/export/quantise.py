@@ -96,6 +96,9 @@ class Quantiser:
         from onnxruntime.quantization import QuantType
         from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
+        if not layers:  # which the quantizer would take for all
+            onnx.save(self._model, path)
+            return
         model = onnx.ModelProto()
         model.CopyFrom(self._model)
         # Where a quantised layer takes what is pooled, quantising before the pooling is the same, and pools in int8.
