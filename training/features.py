@@ -11,11 +11,11 @@ labelling.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
 import numpy as np
@@ -26,13 +26,12 @@ from torch import Tensor
 from harec_deploy import __version__
 from harec_deploy.decode import Decoder, Size, choose
 from harec_deploy.errors import UsageError, VideoError
-from harec_deploy.files import atomic_write
 from harec_deploy.label.workers import default_workers
 from harec_deploy.models.encoders import FrameEncoder
 from harec_deploy.sampling import ClipSampling, whole
+from training.store import Layout, Progress, Rows, stored
 
 PER_PART = 3
-Progress = Callable[[int, int], None]
 
 
 class Source(Protocol):
@@ -83,23 +82,23 @@ class DecodedFrames:
 class StoredFrames:
     """Frames of all videos at all places, in one memory-mapped file."""
 
-    def __init__(self, frames: NDArray[np.uint8]) -> None:
-        self.frames = frames  # (V, places, H, W, 3)
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows  # of each video uint8 (places, H, W, 3)
 
     def clip(self, index: int, places: NDArray[np.int64], *, mirror: bool) -> Tensor:
         """Return frames uint8 (T, H, W, 3)."""
-        return _mirrored(torch.from_numpy(np.asarray(self.frames[index, places])), mirror)
+        return _mirrored(torch.from_numpy(np.asarray(self.rows[index][places])), mirror)
 
 
 class StoredFeatures:
     """Features of all videos at all places, of the picture as it is and mirrored, in one memory-mapped file."""
 
-    def __init__(self, features: NDArray[np.float32]) -> None:
-        self.features = features  # (V, 2, places, D)
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows  # of each video float32 (2, places, D)
 
     def clip(self, index: int, places: NDArray[np.int64], *, mirror: bool) -> Tensor:
         """Return features float32 (T, D)."""
-        return torch.from_numpy(np.asarray(self.features[index, int(mirror), places]))
+        return torch.from_numpy(np.asarray(self.rows[index][int(mirror), places]))
 
 
 def _mirrored(frames: Tensor, mirror: bool) -> Tensor:
@@ -107,31 +106,40 @@ def _mirrored(frames: Tensor, mirror: bool) -> Tensor:
 
 
 def stored_frames(paths: Sequence[Path], grid: Grid, cache: Path, progress: Progress) -> StoredFrames:
-    """Decode all places of all videos into ``cache``, or find them there.
+    """Decode all places of the videos into ``cache``, but for those that are found there.
 
     Raises:
         UsageError: a video cannot be decoded.
+        OutputError: ``cache`` cannot be written.
     """
-    shape = (len(paths), grid.places, grid.size.height, grid.size.width, 3)
-    rows = (pixels for _, pixels in _decoded(paths, grid))
-    array = _stored(cache, _key("frames", paths, grid, b""), shape, np.dtype(np.uint8), rows, progress)
-    return StoredFrames(array)
+    shape = (grid.places, grid.size.height, grid.size.width, 3)
+    layout = Layout(cache / f"{_key('frames', grid, b'')}.rows", shape, np.dtype(np.uint8))
+    return StoredFrames(stored(layout, paths, lambda missing: _decoded(missing, grid), progress))
 
 
 def stored_features(
     paths: Sequence[Path], grid: Grid, encoder: FrameEncoder, cache: Path, progress: Progress
 ) -> StoredFeatures:
-    """Compute the encoder's features of all places of all videos into ``cache``, or find them there.
+    """Freeze the encoder and compute its features of all places of the videos into ``cache``, but for those there.
 
-    The file's name is made of the encoder's weights, the grid, the decoder and the videos, so it is never stale.
+    The file's name is made of the encoder's weights, the grid and the decoder, and each row in it is of a video as it
+    was; so what is taken is never stale.
 
     Raises:
         UsageError: a video cannot be decoded.
+        OutputError: ``cache`` cannot be written.
     """
-    shape = (len(paths), 2, grid.places, encoder.feature_dim)
-    key = _key("features", paths, grid, weights_digest(encoder))
-    rows = (_both_ways(encoder, pixels) for _, pixels in _decoded(paths, grid))
-    return StoredFeatures(_stored(cache, key, shape, np.dtype(np.float32), rows, progress))
+    encoder.to(memory_format=torch.channels_last).eval().freeze()
+    layout = Layout(
+        cache / f"{_key('features', grid, weights_digest(encoder))}.rows",
+        (2, grid.places, encoder.feature_dim),
+        np.dtype(np.float32),
+    )
+
+    def compute(missing: Sequence[Path]) -> Iterator[NDArray[np.float32]]:
+        return (_both_ways(encoder, pixels) for pixels in _decoded(missing, grid))
+
+    return StoredFeatures(stored(layout, paths, compute, progress))
 
 
 def weights_digest(module: torch.nn.Module) -> bytes:
@@ -149,35 +157,13 @@ def _both_ways(encoder: FrameEncoder, pixels: NDArray[np.uint8]) -> NDArray[np.f
         return np.stack([encoder(frames).numpy(), encoder(frames.flip(2)).numpy()])
 
 
-def _key(kind: str, paths: Sequence[Path], grid: Grid, weights: bytes) -> str:
-    identities = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-    facts = (kind, __version__, choose().name, PER_PART, grid.sampling, grid.size, weights, identities)
-    return f"{kind}-{hashlib.sha256(msgspec.json.encode(facts)).hexdigest()[:16]}.npy"
+def _key(kind: str, grid: Grid, weights: bytes) -> str:
+    decoder = choose()
+    facts = (kind, __version__, decoder.name, decoder.version, PER_PART, grid.sampling, grid.size, weights)
+    return f"{kind}-{hashlib.sha256(msgspec.json.encode(facts)).hexdigest()[:16]}"
 
 
-def _stored(
-    cache: Path,
-    name: str,
-    shape: tuple[int, ...],
-    dtype: np.dtype[Any],
-    rows: Iterable[NDArray[Any]],
-    progress: Progress,
-) -> NDArray[Any]:
-    """Return the array in ``cache/name``, written row by row if it is not there yet, as a read-only memory map."""
-    path = cache / name
-    if not path.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as stream:
-            header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(stream, header)
-            for done, row in enumerate(rows, 1):
-                stream.write(np.ascontiguousarray(row, dtype=dtype).tobytes())
-                progress(done, shape[0])
-    array: NDArray[Any] = np.load(path, mmap_mode="r")
-    return array
-
-
-def _decoded(paths: Sequence[Path], grid: Grid) -> Iterable[tuple[Path, NDArray[np.uint8]]]:
+def _decoded(paths: Sequence[Path], grid: Grid) -> Iterable[NDArray[np.uint8]]:
     """Yield all places of every video, in order, decoded ahead on all cores."""
     decoder = choose()
     workers = default_workers()
@@ -186,6 +172,6 @@ def _decoded(paths: Sequence[Path], grid: Grid) -> Iterable[tuple[Path, NDArray[
             block = paths[start : start + 4 * workers]
             for path, future in [(path, pool.submit(grid.decode, decoder, path)) for path in block]:
                 try:
-                    yield path, future.result()
+                    yield future.result()
                 except VideoError as error:
                     raise UsageError(f"{path}: {error.kind}: {error}; take it out of the manifest") from None

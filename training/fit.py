@@ -281,7 +281,6 @@ def _source(model: Model, manifest: Manifest, recipe: Recipe, report: Report, ca
     grid = Grid(recipe.sampling, recipe.size)
     if recipe.freeze_encoder and isinstance(model, FramewiseModel):
         report.say(f"features of {len(paths)} videos by the frozen encoder, once for all epochs")
-        model.encoder.to(memory_format=torch.channels_last).eval().freeze()
         return stored_features(paths, grid, model.encoder, cache, report.step), model.head
     if recipe.freeze_encoder and isinstance(model, ClipwiseModel):
         report.say("the frozen encoder sees whole clips, and other ones in each epoch: its features cannot be stored")
