@@ -6,10 +6,10 @@ out/<split>/<class>/<video>/000.jpg ...    out/frames.csv: folder, video, label,
 import csv
 import io
 import os
-from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import chain, count
 from pathlib import Path
 
 from PIL import Image
@@ -22,7 +22,7 @@ from harec_deploy.sampling import ClipSampling, whole
 from training.datasets import Manifest, Sample
 
 QUALITY = 95
-COLUMNS = ("folder", "video", "label", "split", "group")
+COLUMNS = ("video", "label", "split", "group")
 
 
 def extract(
@@ -40,8 +40,8 @@ def extract(
         UsageError: ``out`` has frames of another sampling or size.
     """
     out.mkdir(parents=True, exist_ok=True)
-    _same_settings(out, f"{sampling}\n{size}\n")
-    folders = _folders(manifest.samples)
+    same_settings(out, "frames", f"{sampling}\n{size}\n")
+    folders = places(manifest.samples)
     problems: dict[Path, VideoError] = {}
     with ThreadPoolExecutor(default_workers()) as pool:
         ended = pool.map(partial(_extract, out, sampling, size), folders, manifest.samples)
@@ -50,28 +50,27 @@ def extract(
                 problems[sample.path] = error
             progress(done, len(folders))
     rows = zip(folders, manifest.samples, strict=True)
-    _write_table(out / "frames.csv", [row for row in rows if row[1].path not in problems])
+    write_table(out / "frames.csv", "folder", [row for row in rows if row[1].path not in problems])
     return problems
 
 
-def _same_settings(out: Path, settings: str) -> None:
-    """Note the settings in ``out``, or refuse if others are noted there."""
+def same_settings(out: Path, what: str, settings: str) -> None:
+    """Note in ``out`` the settings that ``what`` in it is made with. Raises UsageError if others are noted there."""
     path = out / "settings.txt"
     if path.exists() and path.read_text() != settings:
-        raise UsageError(f"{out} has frames of other settings ({path}): name another folder")
+        raise UsageError(f"{out} has {what} of other settings ({path}): name another folder")
     with atomic_write(path) as stream:
         stream.write(settings.encode())
 
 
-def _folders(samples: Sequence[Sample]) -> list[str]:
-    """Return a folder for each sample, split/class/video; videos of one name are numbered."""
+def places(samples: Sequence[Sample]) -> list[str]:
+    """Return a relative path for what is made of each sample, split/class/video; videos of one name are numbered."""
     names = ["/".join((s.split or "all", s.label.replace("/", "_").lstrip(".") or "_", s.path.stem)) for s in samples]
-    seen: Counter[str] = Counter()
-    folders = []
+    found: dict[str, None] = {}
     for name in names:
-        seen[name] += 1
-        folders.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
-    return folders
+        numbers = (f"{name}-{number}" for number in count(2))
+        found[next(free for free in chain([name], numbers) if free not in found)] = None
+    return list(found)
 
 
 def _extract(out: Path, sampling: ClipSampling, size: Size, folder: str, sample: Sample) -> VideoError | None:
@@ -88,10 +87,11 @@ def _extract(out: Path, sampling: ClipSampling, size: Size, folder: str, sample:
     return None
 
 
-def _write_table(path: Path, rows: Sequence[tuple[str, Sample]]) -> None:
+def write_table(path: Path, what: str, rows: Sequence[tuple[str, Sample]]) -> None:
+    """Write a CSV file of what was made of which video; ``what`` names its first column, a path."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows([folder, str(s.path), s.label, s.split, s.group] for folder, s in rows)
+    writer.writerow((what, *COLUMNS))
+    writer.writerows([made, str(s.path), s.label, s.split, s.group] for made, s in rows)
     with atomic_write(path) as stream:
         stream.write(os.fsencode(text.getvalue()))

@@ -14,7 +14,7 @@ from harec_deploy.sampling import ClipSampling, whole
 from training.__main__ import app
 from training.cli.data import span_of
 from training.datasets import Manifest, Sample, scan_folders, write_manifest
-from training.frames import extract
+from training.frames import extract, places
 from training.splits import split
 
 SAMPLING, SIZE = ClipSampling(frames=4), Size(width=96, height=64)
@@ -65,6 +65,12 @@ def test_names_stay_inside_and_apart(videos: Path, tmp_path: Path) -> None:
     folders = sorted(str(path.parent.relative_to(tmp_path / "o")) for path in (tmp_path / "o").rglob("000.jpg"))
     assert folders == [f"train/_.._x/{good.stem}", f"train/_.._x/{good.stem}-2"]
     assert {path.name for path in tmp_path.iterdir()} == {"o", "v"}
+
+
+def test_a_name_that_another_was_given_is_numbered_too(tmp_path: Path) -> None:
+    names = ["a.mp4", "a.avi", "a-2.mp4", "a.mkv", "a-2.avi"]
+    found = places([Sample(tmp_path / name, "x", split="train") for name in names])
+    assert [place.removeprefix("train/x/") for place in found] == ["a", "a-2", "a-2-2", "a-3", "a-2-3"]
 
 
 def test_the_command(data: Manifest, tmp_path: Path) -> None:
