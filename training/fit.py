@@ -31,10 +31,11 @@ from harec_deploy.bundle import SPEC_FILE, WEIGHTS_FILE, BundleSpec, HeadSpec, f
 from harec_deploy.decode import Size
 from harec_deploy.errors import UsageError
 from harec_deploy.files import atomic_folder, atomic_write
-from harec_deploy.models import ARCHITECTURES, FramewiseModel, Model, build
+from harec_deploy.models import ARCHITECTURES, CLIPWISE, FramewiseModel, Model, build
 from harec_deploy.models.clipwise import ClipwiseModel
 from harec_deploy.models.encoders import load_plain
 from harec_deploy.sampling import ClipSampling
+from training.augment import UNCHANGED, Augmentation
 from training.calibration import Calibration, calibrate
 from training.datasets import Manifest, Sample, read_manifest, write_manifest
 from training.features import DecodedFrames, Grid, Source, stored_features, stored_frames
@@ -60,6 +61,7 @@ class Recipe:
     size: Size
     head: HeadSpec
     optimisation: Optimisation
+    augmentation: Augmentation = UNCHANGED
     encoder_weights: str | None = None
     freeze_encoder: bool = False
     finetune_stages: int = 0
@@ -69,6 +71,11 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.finetune_stages and (self.encoder_weights is None or self.freeze_encoder):
             raise UsageError("stages are chosen of a pre-trained encoder that is fine-tuned: give --encoder-weights")
+        if self.freeze_encoder and self.architecture not in CLIPWISE and self.augmentation.changes_pixels:
+            raise UsageError(
+                "features of a frozen encoder are stored once, so crops and colours cannot change: leave them out, or "
+                "train the encoder too with --finetune or --finetune-stages"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +94,7 @@ def recipe_for(
     size: dict[str, Any],
     head: dict[str, Any],
     optimisation: dict[str, Any],
+    augmentation: dict[str, Any] | None = None,
     **rest: Any,
 ) -> Recipe:
     """Return the architecture's recipe with what is given, and not None, in place of its defaults.
@@ -117,6 +125,7 @@ def recipe_for(
         size=changed(base.size, size),
         head=changed(base.head, head),
         optimisation=changed(Optimisation(), optimisation),
+        augmentation=changed(UNCHANGED, augmentation or {}),
         **rest,
     )
 
@@ -205,8 +214,17 @@ def _train(
 
     def loader(split: str, *, augment: bool) -> DataLoader[object]:
         indices = [i for i, sample in enumerate(manifest.samples) if sample.split == split]
-        clips = Clips(source, indices, [labels[i] for i in indices], grid, augment=augment, flip=recipe.flip)
-        return DataLoader(clips, batch_size=how.batch, shuffle=augment, num_workers=_loader_workers(source))
+        clips = Clips(
+            source,
+            indices,
+            [labels[i] for i in indices],
+            grid,
+            augment=augment,
+            flip=recipe.flip,
+            pixels=recipe.augmentation,
+        )
+        workers = _loader_workers(source, augment and recipe.augmentation.changes_pixels)
+        return DataLoader(clips, batch_size=how.batch, shuffle=augment, num_workers=workers)
 
     train = loader("train", augment=True)
     val = loader("val", augment=False) if manifest.only("val").samples else None
@@ -294,9 +312,9 @@ def _source(model: Model, manifest: Manifest, recipe: Recipe, report: Report, ca
     return stored_frames(paths, grid, cache, report.step), model
 
 
-def _loader_workers(source: Source) -> int:
-    """Stored clips are as quick to take as to pass between processes; decoding is worth a process on every core."""
-    return torch.get_num_threads() if isinstance(source, DecodedFrames) else 0
+def _loader_workers(source: Source, changes_pixels: bool) -> int:
+    """Stored clips are as quick to take as to pass between processes; work on pixels is worth a process a core."""
+    return torch.get_num_threads() if isinstance(source, DecodedFrames) or changes_pixels else 0
 
 
 def _write_list(path: Path, manifest: Manifest) -> None:
@@ -333,6 +351,7 @@ def _write_bundle(
         "encoder": _trained_part(recipe),
         "flip": recipe.flip,
         "seed": recipe.seed,
+        "augmentation": asdict(recipe.augmentation),
         "optimisation": asdict(recipe.optimisation),
         "metrics": metrics,
         "calibration": asdict(calibration),

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from harec_deploy.errors import HarecError
+from training.augment import UNCHANGED, Augmentation
 from training.features import PER_PART, Grid, Source
 
 METRICS = ("epoch", "learning_rate", "train_loss", "train_accuracy", "val_loss", "val_accuracy")
@@ -77,10 +78,21 @@ class Optimisation:
 
 
 class Clips(Dataset[tuple[Tensor, int]]):
-    """Labelled clips of a source: the ones that labelling takes, or with ``augment`` shifted in time and mirrored."""
+    """Labelled clips of a source: those that labelling takes, or with ``augment`` shifted in time, mirrored and more.
+
+    pixels: what else is changed in a clip with ``augment``; of a source of frames.
+    """
 
     def __init__(
-        self, source: Source, indices: Sequence[int], labels: Sequence[int], grid: Grid, *, augment: bool, flip: bool
+        self,
+        source: Source,
+        indices: Sequence[int],
+        labels: Sequence[int],
+        grid: Grid,
+        *,
+        augment: bool,
+        flip: bool,
+        pixels: Augmentation = UNCHANGED,
     ) -> None:
         self.source = source
         self.indices = indices
@@ -88,6 +100,7 @@ class Clips(Dataset[tuple[Tensor, int]]):
         self.grid = grid
         self.augment = augment
         self.flip = flip
+        self.pixels = pixels
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -98,7 +111,10 @@ class Clips(Dataset[tuple[Tensor, int]]):
             jitter = torch.randint(PER_PART, places.shape).numpy()
             places = np.arange(len(places)) * PER_PART + jitter
             mirror = self.flip and bool(torch.rand(()) < 0.5)
-        return self.source.clip(self.indices[item], places, mirror=mirror), self.labels[item]
+        clip = self.source.clip(self.indices[item], places, mirror=mirror)
+        if self.augment and self.pixels.changes_pixels:
+            clip = self.pixels(clip)
+        return clip, self.labels[item]
 
 
 class Module(lightning.LightningModule):

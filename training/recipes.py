@@ -1,7 +1,7 @@
 """Recipes: what is trained on which data and how, as TOML files that flags go on top of.
 
 [data]           layout, official, split_by, classes, per_class, val, test: as for ``prepare``
-[sampling], [size], [head], [optimisation]: fields of the classes of these names
+[sampling], [size], [head], [optimisation], [augmentation]: fields of the classes of these names
 [smoke]          what is changed to try the recipe on generated data: the same tables
 """
 
@@ -41,6 +41,7 @@ class RecipeFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     size: dict[str, Any] = {}
     head: dict[str, Any] = {}
     optimisation: dict[str, Any] = {}
+    augmentation: dict[str, Any] = {}
     smoke: dict[str, Any] = {}
 
 
@@ -85,6 +86,7 @@ def to_recipe(written: RecipeFile) -> Recipe:
         size=written.size,
         head=written.head,
         optimisation=written.optimisation,
+        augmentation=written.augmentation,
         encoder_weights=written.encoder_weights,
         freeze_encoder=pretrained and not written.finetune and not written.finetune_stages,
         finetune_stages=written.finetune_stages,

@@ -86,6 +86,16 @@ def fit(
     ] = None,
     amp: Annotated[str | None, typer.Option(help="auto, none, fp16 or bf16.")] = None,
     flip: Annotated[bool | None, typer.Option("--flip/--no-flip", help="Mirror half of the clips; yes.")] = None,
+    crop: Annotated[
+        float | None, typer.Option(help="Least share of the picture in random crops, one a clip: 0.5; 1 for none.")
+    ] = None,
+    aspect: Annotated[
+        float | None, typer.Option(help="How much wider or narrower crops may be in shape; 1.33.")
+    ] = None,
+    colour: Annotated[
+        float | None, typer.Option(help="Change brightness, contrast, saturation by up to this share: 0.2; 0 for none.")
+    ] = None,
+    hue: Annotated[float | None, typer.Option(help="Move hues by up to this share of the colour circle; 0.")] = None,
     folds: Annotated[
         int | None, typer.Option(help="Train this many models, each without one fold of the groups.")
     ] = None,
@@ -169,6 +179,7 @@ _TABLES = {
             "warmup_epochs step_epochs step_factor clip_gradient patience amp"
         ).split()
     },
+    "augmentation": {name: name for name in "crop aspect colour hue".split()},
 }
 _NOT_OF_A_RECIPE = {"manifest", "out", "recipe", "cache", "restart"}
 
