@@ -12,7 +12,7 @@ from harec_deploy.decode import Size, choose
 from harec_deploy.errors import UsageError
 from harec_deploy.sampling import ClipSampling, whole
 from training.__main__ import app
-from training.cli.data import span_of
+from training.cli.options import span_of
 from training.datasets import Manifest, Sample, scan_folders, write_manifest
 from training.frames import extract, places
 from training.splits import split

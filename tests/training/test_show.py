@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from typer.testing import CliRunner
 
+from harec_deploy.errors import UsageError
 from tests.media import make_video
-from training import show
+from training import show, show_augmented
 from training.__main__ import app
 from training.datasets import Manifest, Sample, inspect, scan_folders, write_manifest
 from training.splits import split
@@ -68,3 +69,17 @@ def test_the_command_draws_both(videos: Path, tmp_path: Path) -> None:
     assert ended.exit_code == 0, ended.output
     for name in ("samples.png", "numbers.png"):
         assert pixels(tmp_path / "pictures" / name).std() > 10
+
+
+def test_augmented_clips_are_drawn_below_their_own(videos: Path, tmp_path: Path) -> None:
+    write_manifest(tmp_path / "m.csv", scan_folders(videos), "test")
+    command = ["show", str(tmp_path / "m.csv"), "--colour", "0.5"]
+    ended = CliRunner().invoke(app, [*command, "--crop", "0.3", "--hue", "0.3"], catch_exceptions=False)
+    assert ended.exit_code == 0, ended.output
+    classes = np.array_split(pixels(tmp_path / "augmented.png"), 3)
+    for strips in (np.array_split(rows, 1 + show_augmented.TIMES) for rows in classes):
+        assert min(strip.std() for strip in strips) > 10
+        high = min(len(strip) for strip in strips)
+        assert all(np.abs(strip[:high] - strips[0][:high]).mean() > 10 for strip in strips[1:])
+    with pytest.raises(UsageError, match=r"augmentation\.crop is 3\.0; allowed are"):
+        CliRunner().invoke(app, [*command, "--crop", "3"], catch_exceptions=False)

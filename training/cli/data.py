@@ -9,27 +9,10 @@ import typer
 
 from harec_deploy.cli import console
 from harec_deploy.errors import UsageError
+from training.cli import options
 
 if TYPE_CHECKING:
     from training.datasets.layouts import DataSettings
-
-
-SPAN_HELP = "Central share of a video that is sampled: 0.5, or as 0.25:0.75; all of it by default."
-
-
-def span_of(text: str) -> float:
-    """Return the central share that "0.5" or "0.25:0.75" means. Raises UsageError for one that is not central."""
-    try:
-        ends = [float(part) for part in text.split(":")]
-    except ValueError:
-        ends = []
-    if len(ends) == 2 and abs(ends[0] + ends[1] - 1) < 1e-6:
-        return round(ends[1] - ends[0], 9)
-    if len(ends) != 1:
-        raise UsageError(
-            f"--span {text}: allowed are a share, such as 0.5, or its two ends around the middle, 0.25:0.75"
-        )
-    return ends[0]
 
 
 def synthesize(
@@ -108,8 +91,15 @@ def show(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for the pictures; the manifest's by default.")
     ] = None,
+    crop: options.Crop = None,
+    aspect: options.Aspect = None,
+    colour: options.Colour = None,
+    hue: options.Hue = None,
 ) -> None:
-    """Draw a data set: samples.png, frames of each class; numbers.png, counts by class and split, lengths, sizes."""
+    """Draw a data set: samples.png, frames of each class; numbers.png, counts by class and split, lengths, sizes.
+
+    With --crop, --colour or --hue augmented.png shows what fit with these makes of clips.
+    """
     try:
         from training.show import numbers, samples_sheet
     except ModuleNotFoundError as error:
@@ -121,6 +111,14 @@ def show(
     with console.counted("classes") as step:
         shown = samples_sheet(data, folder / "samples.png", step)
     numbers(data, folder / "numbers.png")
+    changes = {"crop": crop, "aspect": aspect, "colour": colour, "hue": hue}
+    if any(value is not None for value in changes.values()):
+        from training import recipes
+        from training.show_augmented import augmented_sheet
+
+        recipe = recipes.to_recipe(recipes.read("", {"augmentation": changes}))
+        augmented_sheet(data, recipe.augmentation, folder / "augmented.png")
+        console.say(f"written to {folder / 'augmented.png'}")
     more = "" if shown == len(data.classes) else f" ({len(data.classes) - shown} classes more are not on the sheet)"
     console.say(f"written to {folder / 'samples.png'} and {folder / 'numbers.png'}{more}")
 
@@ -131,7 +129,7 @@ def frames(
     count: Annotated[int, typer.Option("--frames", help="Frames of each video.")] = 16,
     size: Annotated[int, typer.Option(help="Width and height in pixels.")] = 224,
     resize: Annotated[str, typer.Option(help="stretch, or crop: shorter side and centre crop.")] = "stretch",
-    span: Annotated[str, typer.Option(help=SPAN_HELP)] = "1",
+    span: options.Span = None,
 ) -> None:
     """Write the frames that a model would be given as JPEG files, for tools that want those."""
     import msgspec
@@ -145,7 +143,7 @@ def frames(
     from training.datasets import read_manifest
 
     try:
-        sampling = msgspec.convert({"frames": count, "span": span_of(span)}, ClipSampling)
+        sampling = msgspec.convert({"frames": count, "span": 1.0 if span is None else span}, ClipSampling)
         wanted = msgspec.convert({"width": size, "height": size, "mode": resize}, Size)
     except msgspec.ValidationError as error:
         raise UsageError(str(error)) from None

@@ -6,26 +6,19 @@ from typing import Annotated
 import typer
 
 from harec_deploy.cli import console
+from training.cli import options
 
 
 def features(
     manifest: Annotated[Path, typer.Argument(help="What prepare wrote.")],
-    recipe: Annotated[
-        str, typer.Option(help="A TOML file, or a recipe's name (see run); the options below go on top of it.")
-    ] = "",
-    architecture: Annotated[
-        str | None, typer.Option(help="One that python -m training models lists; resnet50_lstm by default.")
-    ] = None,
-    encoder_weights: Annotated[
-        str | None, typer.Option(help="imagenet, or a file with the encoder's state dict.")
-    ] = None,
-    frames: Annotated[int | None, typer.Option(help="Frames of a clip; the architecture's by default.")] = None,
-    size: Annotated[int | None, typer.Option(help="Width and height of a frame in pixels.")] = None,
-    resize: Annotated[str | None, typer.Option(help="stretch, or crop: shorter side and centre crop.")] = None,
-    span: Annotated[float | None, typer.Option(help="Central share of a video that is sampled; 1.")] = None,
-    cache: Annotated[
-        Path | None, typer.Option(help="Where features are kept, as for fit; beside the manifest by default.")
-    ] = None,
+    recipe: options.RecipeName = "",
+    architecture: options.Architecture = None,
+    encoder_weights: options.EncoderWeights = None,
+    frames: options.Frames = None,
+    size: options.FrameSize = None,
+    resize: options.Resize = None,
+    span: options.Span = None,
+    cache: options.Cache = None,
     npy: Annotated[
         Path | None, typer.Option(help="Folder for a .npy file a clip as well, float32 (frames, features).")
     ] = None,

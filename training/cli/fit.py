@@ -9,7 +9,8 @@ import typer
 
 from harec_deploy.cli import console
 from harec_deploy.errors import UsageError
-from training.cli.data import SPAN_HELP, span_of, write_prepared
+from training.cli import options
+from training.cli.data import write_prepared
 from training.cli.evaluate import evaluate_run
 
 if TYPE_CHECKING:
@@ -43,23 +44,17 @@ def models(
 def fit(
     manifest: Annotated[Path, typer.Argument(help="What prepare wrote.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")] = Path("runs/run"),
-    recipe: Annotated[
-        str, typer.Option(help="A TOML file, or a recipe's name (see run); the options below go on top of it.")
-    ] = "",
-    architecture: Annotated[
-        str | None, typer.Option(help="One that python -m training models lists; resnet50_lstm by default.")
-    ] = None,
-    encoder_weights: Annotated[
-        str | None, typer.Option(help="imagenet, or a file with the encoder's state dict.")
-    ] = None,
+    recipe: options.RecipeName = "",
+    architecture: options.Architecture = None,
+    encoder_weights: options.EncoderWeights = None,
     finetune: Annotated[bool | None, typer.Option("--finetune", help="Train a pre-trained encoder too.")] = None,
     finetune_stages: Annotated[
         int | None, typer.Option(min=0, help="Train this many of its last stages, and freeze the others.")
     ] = None,
-    frames: Annotated[int | None, typer.Option(help="Frames of a clip; the architecture's by default.")] = None,
-    size: Annotated[int | None, typer.Option(help="Width and height of a frame in pixels.")] = None,
-    resize: Annotated[str | None, typer.Option(help="stretch, or crop: shorter side and centre crop.")] = None,
-    span: Annotated[str | None, typer.Option(help=SPAN_HELP)] = None,
+    frames: options.Frames = None,
+    size: options.FrameSize = None,
+    resize: options.Resize = None,
+    span: options.Span = None,
     hidden: Annotated[int | None, typer.Option(help="Width of the LSTM.")] = None,
     layers: Annotated[int | None, typer.Option(help="Layers of the LSTM.")] = None,
     bidirectional: Annotated[bool | None, typer.Option("--bidirectional", help="Read the clip both ways.")] = None,
@@ -86,25 +81,19 @@ def fit(
     ] = None,
     amp: Annotated[str | None, typer.Option(help="auto, none, fp16 or bf16.")] = None,
     flip: Annotated[bool | None, typer.Option("--flip/--no-flip", help="Mirror half of the clips; yes.")] = None,
-    crop: Annotated[
-        float | None, typer.Option(help="Least share of the picture in random crops, one a clip: 0.5; 1 for none.")
-    ] = None,
-    aspect: Annotated[
-        float | None, typer.Option(help="How much wider or narrower crops may be in shape; 1.33.")
-    ] = None,
-    colour: Annotated[
-        float | None, typer.Option(help="Change brightness, contrast, saturation by up to this share: 0.2; 0 for none.")
-    ] = None,
-    hue: Annotated[float | None, typer.Option(help="Move hues by up to this share of the colour circle; 0.")] = None,
+    crop: options.Crop = None,
+    aspect: options.Aspect = None,
+    colour: options.Colour = None,
+    hue: options.Hue = None,
     folds: Annotated[
         int | None, typer.Option(help="Train this many models, each without one fold of the groups.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, batches and folds; 0.")] = None,
-    cache: Annotated[Path | None, typer.Option(help="Where decoded frames and features are kept.")] = None,
+    cache: options.Cache = None,
     restart: Annotated[bool, typer.Option("--restart", help="Forget an earlier run in this folder.")] = False,
 ) -> None:
     """Train and write a bundle. Interrupted, the same command goes on from its last epoch."""
-    given = _as_recipe({**locals(), "span": span and span_of(span)})
+    given = _as_recipe(locals())
     try:
         from training import recipes
     except ModuleNotFoundError as error:
@@ -184,11 +173,11 @@ _TABLES = {
 _NOT_OF_A_RECIPE = {"manifest", "out", "recipe", "cache", "restart"}
 
 
-def _as_recipe(options: dict[str, Any]) -> dict[str, Any]:
+def _as_recipe(given: dict[str, Any]) -> dict[str, Any]:
     """Return the options of fit in the form of a recipe file, None for those that were not given."""
-    tables = {table: {field: options[option] for field, option in fields.items()} for table, fields in _TABLES.items()}
+    tables = {table: {field: given[option] for field, option in fields.items()} for table, fields in _TABLES.items()}
     elsewhere = _NOT_OF_A_RECIPE.union(*(fields.values() for fields in _TABLES.values()))
-    return tables | {name: value for name, value in options.items() if name not in elsewhere}
+    return tables | {name: value for name, value in given.items() if name not in elsewhere}
 
 
 @contextmanager
