@@ -6,29 +6,31 @@ model.
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from harec_deploy.bundle import Bundle, load
-from harec_deploy.decode import choose
-from harec_deploy.errors import UsageError
+from harec_deploy.bundle import Bundle, BundleSpec, load
+from harec_deploy.decode import VideoInfo, choose
+from harec_deploy.errors import UsageError, VideoError
 from harec_deploy.files import atomic_write
 from harec_deploy.intervals import wilson
 from harec_deploy.label.journal import read_header, read_rows
 from harec_deploy.models import from_bundle
+from harec_deploy.recognizer import Recognizer, softmax
 from harec_deploy.recognizer import load as load_recognizer
-from harec_deploy.recognizer import softmax
 from harec_deploy.sampling import whole
 from training.datasets import Sample, read_manifest
 from training.metrics import EXAMPLES, FAILED, TOP, Evaluation, Prediction, summed_up
 
-# Views of a clip, in the order that --test-views takes them: shift in time as a share of a part, mirrored.
-VIEWS = tuple((shift, mirror) for shift in (0.0, -1 / 3, 1 / 3) for mirror in (False, True))
+View = tuple[float, bool]  # of a clip: its shift in time, as a share of the time between two frames; mirrored
+VIEWS: tuple[View, ...] = tuple((shift, mirror) for shift in (0.0, -1 / 3, 1 / 3) for mirror in (False, True))
+MAX_CLIPS = 30  # of one video; SlowFast's tests (Feichtenhofer et al. 2019) average as many
 
 
 def run_folders(named: Sequence[Path]) -> list[Path]:
@@ -48,16 +50,11 @@ def run_folders(named: Sequence[Path]) -> list[Path]:
 
 
 def scored(
-    run: Path,
-    split: str,
-    *,
-    views: int = 1,
-    journal: Path | None = None,
-    runner: str = "",
-    precision: str = "auto",
-    progress: Callable[[int, int], None],
+    run: Path, split: str, *, journal: Path | None = None, progress: Callable[[int, int], None], **how: Any
 ) -> Evaluation:
     """Evaluate a run's weights, or an exported variant, on a split of its manifest; or the labels of a journal.
+
+    how: see ``predict``.
 
     Raises:
         UsageError: no such split, or a journal of other videos.
@@ -65,16 +62,17 @@ def scored(
     bundle = run / "bundle"
     samples = read_manifest(run / "manifest.csv").only(split).samples
     if journal is None:
-        predictions = predict(bundle, samples, views=views, runner=runner, precision=precision, progress=progress)
+        predictions = predict(bundle, samples, progress=progress, **how)
     else:
         predictions = from_journal(journal, samples)
     return summed_up(load(bundle).spec.classes, predictions)
 
 
 Probabilities = tuple[NDArray[np.float32], NDArray[np.float32] | None]  # of a clip, calibrated and at temperature 1
+Classify = Callable[[NDArray[np.uint8]], Probabilities]  # takes one clip
 
 
-def torch_model(bundle: Bundle) -> Callable[[NDArray[np.uint8]], Probabilities]:
+def torch_model(bundle: Bundle) -> Classify:
     """Return what classifies one clip with a bundle's PyTorch weights: uint8 (T, H, W, 3) -> two float32 (C,)."""
     model, temperature = from_bundle(bundle), bundle.spec.temperature
 
@@ -86,9 +84,8 @@ def torch_model(bundle: Bundle) -> Callable[[NDArray[np.uint8]], Probabilities]:
     return classify
 
 
-def exported_model(bundle: Bundle, runner: str, precision: str) -> Callable[[NDArray[np.uint8]], Probabilities]:
-    """Return what classifies one clip with an exported variant; probabilities at temperature 1 are not known."""
-    recognizer = load_recognizer(bundle.folder, runner=runner, precision=precision)
+def exported_model(recognizer: Recognizer) -> Classify:
+    """Return what classifies one clip as it is deployed; probabilities at temperature 1 are not known."""
     return lambda clip: (recognizer.predict(clip[None])[0], None)
 
 
@@ -96,36 +93,79 @@ def predict(
     bundle: Path,
     samples: Sequence[Sample],
     *,
+    clips: int = 1,
     views: int = 1,
     runner: str = "",
     precision: str = "auto",
+    variant: str = "auto",
     progress: Callable[[int, int], None],
 ) -> list[Prediction]:
-    """Label samples, averaging probabilities over ``views`` views of each clip.
+    """Label samples, averaging probabilities over several clips of each video.
 
-    runner: what executes an exported variant, "auto" or a runner's name; "" for the PyTorch weights.
+    clips, views: see ``views_of``.
+    runner, precision, variant: what executes an exported variant, as for ``recognizer.load``; without any of them it
+    is the PyTorch weights that are measured.
 
     Raises:
-        UsageError: more views than there are; mirrored views of a model that was trained without.
+        UsageError: clips and views that are not allowed, or no such way to run the bundle.
         VideoError: a video cannot be decoded.
+    """
+    checked = load(bundle)
+    # A mirrored clip shows another class to a model that was told to keep left and right apart.
+    wanted = views_of(clips, views, mirrored=checked.spec.training.get("flip", True))
+    if runner or (precision, variant) != ("auto", "auto"):
+        deployed = load_recognizer(bundle, runner=runner or "auto", precision=precision, variant=variant)
+        return labelled(exported_model(deployed), checked.spec, samples, views=wanted, progress=progress)
+    return labelled(torch_model(checked), checked.spec, samples, views=wanted, progress=progress)
+
+
+def views_of(clips: int, views: int, *, mirrored: bool) -> tuple[View, ...]:
+    """Return the clips of a video to average over, of which one is the video's clip as it is labelled.
+
+    clips: so many at different times: their frames lie evenly between each other's, as those of one clip with
+    ``clips`` times the frames, of which each takes every ``clips``-th. Three are the shifts of VIEWS.
+    views: or the first so many of VIEWS, of which those that are mirrored count only if ``mirrored``.
+
+    Raises:
+        UsageError: too many of either, or several of both.
     """
     if not 1 <= views <= len(VIEWS):
         raise UsageError(f"--test-views {views}: allowed are 1 to {len(VIEWS)}")
-    checked = load(bundle)
-    spec, decoder = checked.spec, choose()
-    classify = exported_model(checked, runner, precision) if runner else torch_model(checked)
-    # A mirrored clip shows another class to a model that was told to keep left and right apart.
-    usable = [view for view in VIEWS if spec.training.get("flip", True) or not view[1]][:views]
-    done = []
+    if not 1 <= clips <= MAX_CLIPS:
+        raise UsageError(f"--test-clips {clips}: allowed are 1 to {MAX_CLIPS}")
+    if clips > 1 and views > 1:
+        raise UsageError("--test-clips and --test-views both say which clips are averaged: give one of them")
+    if clips > 1:
+        return tuple(((place + 0.5) / clips - 0.5, False) for place in range(clips))
+    return tuple(view for view in VIEWS if mirrored or not view[1])[:views]
+
+
+def labelled(
+    classify: Classify,
+    spec: BundleSpec,
+    samples: Sequence[Sample],
+    *,
+    views: Sequence[View] = VIEWS[:1],
+    progress: Callable[[int, int], None],
+) -> list[Prediction]:
+    """Label samples by the mean of what ``classify`` says of the views of each.
+
+    Raises:
+        VideoError: a video cannot be decoded.
+    """
+    decoder, done = choose(), []
+    shifts = sorted({shift for shift, _ in views})
+
+    def times_s(info: VideoInfo) -> NDArray[np.float64]:
+        return np.concatenate([spec.sampling.timestamps_s(whole(info.duration_s)[0], shift) for shift in shifts])
+
     for sample in samples:
-        answers = []
-        for shift, mirror in usable:
-            frames = decoder.frames(
-                sample.path,
-                lambda info, shift=shift: spec.sampling.timestamps_s(whole(info.duration_s)[0], shift),  # type: ignore[misc]
-                spec.size,
-            ).pixels
-            answers.append(classify(frames[:, :, ::-1].copy() if mirror else frames))
+        try:
+            frames = decoder.frames(sample.path, times_s, spec.size).pixels
+        except VideoError as error:
+            raise VideoError(error.kind, f"{sample.path}: {error}") from None
+        clips = dict(zip(shifts, frames.reshape(len(shifts), -1, *frames.shape[1:]), strict=True))
+        answers = [classify(clips[shift][:, :, ::-1].copy() if mirror else clips[shift]) for shift, mirror in views]
         done.append(_prediction(sample, answers, spec.classes))
         progress(len(done), len(samples))
     return done
@@ -189,20 +229,21 @@ def write(evaluation: Evaluation, folder: Path) -> None:
     with atomic_write(folder / "metrics.json") as stream:
         stream.write(msgspec.json.format(msgspec.json.encode(facts), indent=2))
     per_class = [[s.name, s.precision, s.recall, s.f1, s.count] for s in evaluation.by_class()]
-    _write_csv(folder / "per_class.csv", ["class", "precision", "recall", "f1", "videos"], per_class)
+    write_csv(folder / "per_class.csv", ["class", "precision", "recall", "f1", "videos"], per_class)
     per_group = [[g.name, g.correct / g.count, g.correct, g.count] for g in evaluation.by_group()]
-    _write_csv(folder / "per_group.csv", ["group", "accuracy", "correct", "videos"], per_group)
+    write_csv(folder / "per_group.csv", ["group", "accuracy", "correct", "videos"], per_group)
     confused = [
         [c.truth, c.label, c.count, c.share, *map(str, c.examples), *[""] * (EXAMPLES - len(c.examples))]
         for c in evaluation.most_confused()
     ]
     examples = [f"example_{place}" for place in range(1, EXAMPLES + 1)]
-    _write_csv(folder / "confused.csv", ["truth", "label", "videos", "share", *examples], confused)
+    write_csv(folder / "confused.csv", ["truth", "label", "videos", "share", *examples], confused)
     predictions = [[str(p.path), p.truth, p.label, round(p.score, 6)] for p in evaluation.predictions]
-    _write_csv(folder / "predictions.csv", ["path", "truth", "label", "score"], predictions)
+    write_csv(folder / "predictions.csv", ["path", "truth", "label", "score"], predictions)
 
 
-def _write_csv(path: Path, columns: list[str], rows: Sequence[Sequence[object]]) -> None:
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a table with names that are not Unicode as the file system has them."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)

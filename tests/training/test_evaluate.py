@@ -3,17 +3,24 @@
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
-from harec_deploy.errors import UsageError
+from harec_deploy.bundle import load
+from harec_deploy.decode import choose
+from harec_deploy.errors import UsageError, VideoError
 from harec_deploy.intervals import wilson
 from harec_deploy.label.run import Options, label
+from harec_deploy.sampling import whole
 from tests.media import make_video
 from training import plots
+from training.__main__ import app
 from training.datasets import Sample, scan_folders
-from training.evaluate import from_journal, predict, run_folders, write
+from training.evaluate import from_journal, predict, run_folders, torch_model, views_of, write
 from training.metrics import Evaluation, Prediction, mcnemar, summed_up
 from training.page import write_page
 
@@ -134,7 +141,8 @@ def test_the_exported_models_journal_gives_pytorchs_labels(exported: Path, video
 
 def test_an_exported_variant_gives_pytorchs_labels(exported: Path, videos: Path) -> None:
     samples = scan_folders(videos)
-    reference, got = (predict(exported, samples, runner=r, precision="fp32", progress=print) for r in ("", "onnx"))
+    reference = predict(exported, samples, progress=print)
+    got = predict(exported, samples, runner="onnx", precision="fp32", progress=print)
     assert [p.top for p in got] == [p.top for p in reference]
     assert [p.score for p in got] == pytest.approx([p.score for p in reference], abs=1e-4)
     assert all(p.uncalibrated is None for p in got)
@@ -147,6 +155,63 @@ def test_views_average_shifted_and_mirrored_clips(exported: Path, videos: Path) 
     assert [p.score for p in one] != [p.score for p in six]
     with pytest.raises(UsageError, match="--test-views 7: allowed are 1 to 6"):
         predict(exported, samples, views=7, progress=lambda done, total: None)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_clips_average_what_lies_between_the_frames(exported: Path, videos: Path, count: int) -> None:
+    """Each of N clips is every N-th frame of one clip with N times the frames."""
+    samples = scan_folders(videos)[:3]
+    bundle = load(exported)
+    spec, model = bundle.spec, torch_model(bundle)
+    many = msgspec.structs.replace(spec.sampling, frames=count * spec.sampling.frames)
+    for sample, got in zip(samples, predict(exported, samples, clips=count, progress=print), strict=True):
+        frames = choose().frames(sample.path, lambda info: many.timestamps_s(whole(info.duration_s)[0]), spec.size)
+        wanted = np.mean([model(frames.pixels[start::count])[0] for start in range(count)], axis=0)
+        assert got.label == spec.classes[wanted.argmax()]
+        assert got.score == pytest.approx(wanted.max(), abs=1e-6)
+
+
+def test_one_clip_is_the_one_that_is_labelled() -> None:
+    assert views_of(1, 1, mirrored=True) == ((0.0, False),)
+    assert sorted(shift for shift, _ in views_of(3, 1, mirrored=True)) == pytest.approx([-1 / 3, 0.0, 1 / 3])
+    assert all(not mirror for _, mirror in views_of(1, 6, mirrored=False))
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"clips": 0}, "--test-clips 0: allowed are 1 to 30"),
+        ({"clips": 31}, "--test-clips 31: allowed are 1 to 30"),
+        ({"clips": 2, "views": 2}, "--test-clips and --test-views both say"),
+        ({"variant": "onnx-int9"}, "no way to run onnx-int9 of the bundle"),
+    ],
+)
+def test_what_cannot_be_measured(exported: Path, how: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        predict(exported, [], **how, progress=print)
+
+
+def test_a_variant_or_precision_alone_means_the_exported_model(exported: Path, videos: Path) -> None:
+    samples = scan_folders(videos)
+    reference = predict(exported, samples, progress=print)
+    for how in ({"variant": "onnx-fp32"}, {"precision": "fp32"}):
+        got = predict(exported, samples, **how, progress=print)
+        assert [p.label for p in got] == [p.label for p in reference]
+        assert all(p.uncalibrated is None for p in got)  # which only the weights tell
+
+
+def test_a_video_that_cannot_be_decoded_is_named(exported: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.mp4").write_bytes(b"no video")
+    with pytest.raises(VideoError, match=r"bad\.mp4: ") as caught:
+        predict(exported, [Sample(tmp_path / "bad.mp4", "jump")], progress=print)
+    assert caught.value.kind == "not_video"
+
+
+def test_a_journal_takes_no_options_of_labelling(tmp_path: Path) -> None:
+    for option in (["--test-clips", "3"], ["--variant", "onnx-fp32"], ["--runner", "onnx"]):
+        with pytest.raises(UsageError, match="--journal goes with one run, and without options"):
+            command = ["evaluate", str(tmp_path), "--journal", "j.jsonl", *option]
+            CliRunner().invoke(app, command, catch_exceptions=False)
 
 
 def test_runs_are_found_with_their_folds(tmp_path: Path) -> None:

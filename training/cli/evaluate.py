@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 def evaluate(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or one with fold-0, fold-1, ... inside.")],
     split: Annotated[str, typer.Option(help="Which split of the run's manifest.")] = "test",
+    test_clips: Annotated[int, typer.Option(help="Average over this many clips of a video, 1 to 30.")] = 1,
     test_views: Annotated[int, typer.Option(help="Average over this many shifted and mirrored views, 1 to 6.")] = 1,
     journal: Annotated[
         Path | None, typer.Option(help="Take the labels from what harec-deploy label wrote instead.")
@@ -23,6 +24,9 @@ def evaluate(
         str, typer.Option(help="Measure an exported variant: auto, openvino, onnx; the PyTorch weights by default.")
     ] = "",
     precision: Annotated[str, typer.Option(help="What the variant computes in.")] = "auto",
+    variant: Annotated[
+        str, typer.Option(help="Measure this exported variant: onnx-fp32, or another that harec-deploy inspect lists.")
+    ] = "auto",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for tables and pictures.")] = None,
 ) -> None:
     """Measure accuracy and calibration: a page, tables as CSV and JSON, confusion matrix and more as PNG."""
@@ -31,18 +35,13 @@ def evaluate(
         from training.metrics import summed_up
     except ModuleNotFoundError as error:
         raise console.missing(error, "train", "training") from None
-    if journal is not None and (len(runs) != 1 or runner):
-        raise UsageError("--journal goes with one run, and takes the place of --runner")
+    how = {"clips": test_clips, "views": test_views, "runner": runner, "precision": precision, "variant": variant}
+    if journal is not None:
+        if len(runs) != 1 or list(how.values()) != [1, 1, "", "auto", "auto"]:
+            raise UsageError("--journal goes with one run, and without options that say how its videos are labelled")
+        how = {}
     every = [
-        evaluate_run(
-            one,
-            split,
-            out if out and len(runs) == 1 else one / "evaluation",
-            views=test_views,
-            journal=journal,
-            runner=runner,
-            precision=precision,
-        )
+        evaluate_run(one, split, out if out and len(runs) == 1 else one / "evaluation", journal=journal, **how)
         for one in run_folders(runs)
     ]
     predictions = [prediction for evaluation in every for prediction in evaluation.predictions]
