@@ -277,6 +277,10 @@ class BundleSpec(_Part, frozen=True, kw_only=True):
         """Tell whether a variant is encoder and head in one graph, which only other programs have a use for."""
         return self.feature_dim > 0 and "model" in self.ways()[variant].graphs
 
+    def variant_bytes(self, name: str) -> int:
+        """Return the size of what a variant executes: its graphs, or the weights."""
+        return sum(file.size for file in self.ways()[name].graphs.values() or [self.weights])
+
     def files(self) -> Iterator[FileRef]:
         """Yield every file of the bundle but bundle.json."""
         yield self.weights

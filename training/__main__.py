@@ -3,6 +3,7 @@
 import typer
 
 from harec_deploy.cli import console
+from training.cli.compare import compare
 from training.cli.data import frames, prepare, show, synthesize
 from training.cli.evaluate import evaluate
 from training.cli.features import features
@@ -16,7 +17,7 @@ app = typer.Typer(
     help="Train action recognisers: make or prepare a data set, fit, evaluate. The result is a bundle to export.",
 )
 
-for _command in (synthesize, prepare, show, frames, features, models, fit, run, evaluate):
+for _command in (synthesize, prepare, show, frames, features, models, fit, run, evaluate, compare):
     app.command()(_command)
 
 

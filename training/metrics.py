@@ -105,20 +105,8 @@ class Evaluation:
         return sum(p.truth in p.top[:TOP] for p in known) / len(self.predictions)
 
     def interval(self, seed: int = 0) -> tuple[float, float]:
-        """Return the 95 % interval of the accuracy by bootstrap over groups (percentiles; Efron 1979).
-
-        Clips of one group are alike, so groups are drawn, not videos; videos where no group is known.
-        """
-        groups = self.by_group()
-        if len(groups) < 2:
-            hits = np.array([p.label == p.truth for p in self.predictions])
-            correct, count = hits.astype(np.int64), np.ones(len(hits), dtype=np.int64)
-        else:
-            correct = np.array([group.correct for group in groups])
-            count = np.array([group.count for group in groups])
-        drawn = np.random.default_rng(seed).integers(0, len(count), (BOOTSTRAPS, len(count)))
-        low, high = np.percentile(correct[drawn].sum(1) / count[drawn].sum(1), [2.5, 97.5])
-        return float(low), float(high)
+        """Return the 95 % interval of the accuracy by ``bootstrap`` over groups."""
+        return bootstrap([p.label == p.truth for p in self.predictions], [p.group for p in self.predictions], seed)
 
     def by_group(self) -> list[GroupScore]:
         """Return every group's score, the worst first; none where no group is known."""
@@ -206,6 +194,22 @@ def summed_up(classes: Sequence[str], predictions: Sequence[Prediction]) -> Eval
     return Evaluation(names, list(predictions), confusion)
 
 
+def bootstrap(values: Sequence[float], groups: Sequence[str], seed: int = 0) -> tuple[float, float]:
+    """Return the 95 % interval of the mean of values by bootstrap over groups (percentiles; Efron 1979).
+
+    Clips of one group are alike, so groups are drawn, not videos. A value whose group is "" is drawn alone, and every
+    value is where no two groups are known.
+    """
+    known = set(groups) - {""}
+    names = [(group, -1) if group and len(known) > 1 else ("", place) for place, group in enumerate(groups)]
+    numbers = {name: number for number, name in enumerate(sorted(set(names)))}
+    members = [numbers[name] for name in names]
+    sums, count = np.bincount(members, np.asarray(values, dtype=np.float64)), np.bincount(members)
+    drawn = np.random.default_rng(seed).integers(0, len(count), (BOOTSTRAPS, len(count)))
+    low, high = np.percentile(sums[drawn].sum(1) / count[drawn].sum(1), [2.5, 97.5])
+    return float(low), float(high)
+
+
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> tuple[int, int, float]:
     """Compare two models on the same videos (McNemar 1947, the exact binomial form).
 
@@ -217,3 +221,16 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> tuple[int, int, fl
     count = only_first + only_second
     tail = sum(math.comb(count, k) for k in range(min(only_first, only_second) + 1))
     return only_first, only_second, min(1.0, 2 * tail / 2**count)
+
+
+def holm(probabilities: Sequence[float]) -> list[float]:
+    """Return the probabilities of several tests, corrected for there being several (Holm 1979), in the same order.
+
+    Of m tests the smallest counts m times, the next m - 1 times, and none less than one that is smaller.
+    """
+    order = sorted(range(len(probabilities)), key=lambda place: probabilities[place])
+    corrected, least = [0.0] * len(order), 0.0
+    for done, place in enumerate(order):
+        least = max(least, min(1.0, (len(order) - done) * probabilities[place]))
+        corrected[place] = least
+    return corrected

@@ -1,22 +1,31 @@
-"""Pictures of a training run: its curves, confusion matrix and reliability, and its videos with their labels."""
+"""Pictures of a training run: its curves, confusion matrix and reliability, its videos with their labels.
+
+And of several: their accuracy and speed.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter, StrMethodFormatter
 
 from harec_deploy.decode import Size, choose
 from harec_deploy.errors import VideoError
 from harec_deploy.files import atomic_write
 from training.calibration import BINS, Reliability
-from training.metrics import Evaluation, Prediction
+from training.metrics import Evaluation, Prediction, wilson
+
+if TYPE_CHECKING:
+    from training.compare import Result
 
 RIGHT, WRONG, INK = "#1b7f4d", "#c0392b", "#222222"
 WRITTEN = 30  # classes whose counts are written into the confusion matrix
 SHEET_VIDEOS = 16
 SHEET_FRAMES = 6
+LABEL_INCHES = 0.22  # a name of the speed-accuracy plot needs
 THUMBNAIL = Size(width=128, height=96)
 
 
@@ -100,6 +109,61 @@ def _reliability(upper: Axes, lower: Axes, facts: Reliability) -> None:
     upper.set(xlim=(0, 1), ylim=(0, 1))
     lower.bar(middles, facts.count, width, color=INK)
     lower.set(xlabel="score")
+
+
+def speed_accuracy(results: "Sequence[Result]", path: Path) -> None:
+    """Draw the accuracy of runs over their clips/s on the CPU, with both 95 % intervals and a name beside each."""
+    figure = Figure(figsize=(9, max(4.5, 1.5 + LABEL_INCHES * len(results))), layout="constrained")
+    axes = figure.subplots()
+    axes.set_xscale("log")
+    for place, result in enumerate(results):
+        found = result.evaluation
+        speed, colour = result.clips_per_s, f"C{place % 10}"
+        axes.vlines(speed, *wilson(found.correct, len(found.predictions)), color=colour, alpha=0.3, linewidth=6)
+        axes.vlines(speed, *found.interval(), color=colour, linewidth=1.5)
+        axes.plot(speed, found.accuracy, "o", color=colour)
+    axes.set(xlabel="clips/s on the CPU", ylabel="accuracy")
+    axes.set_title("bars: 95 % by Wilson (broad) and by drawing groups anew (narrow)", fontsize=10)
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+    speeds = [result.clips_per_s for result in results]
+    axes.set_xlim(min(speeds) / 2, 2 * max(speeds))
+    axes.grid(alpha=0.3)
+    _names_beside(axes, results, figure.get_figheight())
+    save(figure, path)
+
+
+def _names_beside(axes: Axes, results: "Sequence[Result]", height_inches: float) -> None:
+    """Write each name at the right edge, at the height of its point or as near as the other names let it."""
+    low, high = axes.get_ylim()
+    gap = (high - low) * LABEL_INCHES / (height_inches - 1.2)  # title and axis take the rest
+    ranked = sorted(enumerate(results), key=lambda item: item[1].evaluation.accuracy)
+    at = spread([result.evaluation.accuracy for _, result in ranked], gap, high)
+    for (place, result), y in zip(ranked, at, strict=True):
+        point = (result.clips_per_s, result.evaluation.accuracy)
+        axes.annotate(
+            f"{result.name}  {result.evaluation.accuracy:.1%}, {result.clips_per_s:.3g}/s",
+            point,
+            (1.02, y),
+            textcoords=("axes fraction", "data"),
+            va="center",
+            fontsize=9,
+            parse_math=False,
+            color=f"C{place % 10}",
+            arrowprops={"arrowstyle": "-", "relpos": (0, 0.5), "color": f"C{place % 10}", "alpha": 0.4},
+        )
+
+
+def spread(wanted: Sequence[float], gap: float, top: float) -> list[float]:
+    """Return ascending places moved as little as needed to be ``gap`` apart, the last no higher than ``top``."""
+    places: list[float] = []
+    for place in wanted:
+        places.append(max(place, places[-1] + gap) if places else place)
+    for number in reversed(range(len(places))):
+        places[number] = min(places[number], top - gap * (len(places) - 1 - number))
+    return places
 
 
 def contact_sheet(predictions: Sequence[Prediction], path: Path) -> None:

@@ -61,7 +61,7 @@ def _print_variants(spec: "BundleSpec") -> None:
         return
     table = Table("variant", "runner", "precision", "size", "proof", title="variants", title_justify="left")
     for name, variant in spec.variants.items():
-        megabytes = f"{sum(file.size for file in variant.graphs.values() or [spec.weights]) / 1e6:.1f} MB"
+        megabytes = f"{spec.variant_bytes(name) / 1e6:.1f} MB"
         for proof in variant.proofs:
             labels = f"{proof.top1_agreement:.1%} of {proof.clips} labels, max |dp| {proof.max_abs_dp:.2g}"
             verdict = labels if proof.passed else f"FAILED: {labels}"
