@@ -4,7 +4,7 @@ All figures of a run are of one way to execute it on the CPU: the fastest of its
 proof, or PyTorch where nothing is exported.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 from itertools import combinations
 from pathlib import Path
@@ -21,13 +21,12 @@ from harec_deploy.recognizer import Recognizer, clips_per_s
 from harec_deploy.recognizer import load as load_recognizer
 from training.costs import Cost, cost
 from training.datasets import Sample, read_manifest
-from training.evaluate import exported_model, labelled, run_folders, write_csv
-from training.metrics import Evaluation, bootstrap, holm, mcnemar, summed_up, wilson
+from training.evaluate import Progress, deployed, labelled, run_folders, write_csv
+from harec_deploy.intervals import wilson
+from training.metrics import Evaluation, bootstrap, holm, mcnemar, summed_up
 
 ROUNDS, ROUND_S = 5, 0.4  # of timing; rounds of the runs take turns, so that what else the machine does hits them alike
 SIGNIFICANT = 0.05
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +172,7 @@ def _measured(contender: Contender, recognizer: Recognizer, rounds: list[float],
         fold = recognizer
         if number:
             fold = load_recognizer(folder / "bundle", runner=name, precision=precision, variant=variant, device="cpu")
-        predictions += labelled(exported_model(fold), fold.spec, samples, progress=progress)
+        predictions += labelled(deployed(fold), samples, progress=progress)
     spec = recognizer.spec
     return Result(
         contender.name,

@@ -7,8 +7,8 @@ model.
 import csv
 import io
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -28,6 +28,8 @@ from harec_deploy.sampling import whole
 from training.datasets import Sample, read_manifest
 from training.metrics import EXAMPLES, FAILED, TOP, Evaluation, Prediction, summed_up
 
+Progress = Callable[[int, int], None]
+Probabilities = tuple[NDArray[np.float32], NDArray[np.float32] | None]
 View = tuple[float, bool]  # of a clip: its shift in time, as a share of the time between two frames; mirrored
 VIEWS: tuple[View, ...] = tuple((shift, mirror) for shift in (0.0, -1 / 3, 1 / 3) for mirror in (False, True))
 MAX_CLIPS = 30  # of one video; SlowFast's tests (Feichtenhofer et al. 2019) average as many
@@ -49,31 +51,20 @@ def run_folders(named: Sequence[Path]) -> list[Path]:
     return runs
 
 
-def scored(
-    run: Path, split: str, *, journal: Path | None = None, progress: Callable[[int, int], None], **how: Any
-) -> Evaluation:
-    """Evaluate a run's weights, or an exported variant, on a split of its manifest; or the labels of a journal.
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What labels clips, and its name: takes one, uint8 (T, H, W, 3), gives probabilities float32 (C,).
 
-    how: see ``predict``.
-
-    Raises:
-        UsageError: no such split, or a journal of other videos.
+    They are given calibrated and at temperature 1, None where those are not known.
     """
-    bundle = run / "bundle"
-    samples = read_manifest(run / "manifest.csv").only(split).samples
-    if journal is None:
-        predictions = predict(bundle, samples, progress=progress, **how)
-    else:
-        predictions = from_journal(journal, samples)
-    return summed_up(load(bundle).spec.classes, predictions)
+
+    spec: BundleSpec
+    classify: Callable[[NDArray[np.uint8]], Probabilities]
+    name: str
 
 
-Probabilities = tuple[NDArray[np.float32], NDArray[np.float32] | None]  # of a clip, calibrated and at temperature 1
-Classify = Callable[[NDArray[np.uint8]], Probabilities]  # takes one clip
-
-
-def torch_model(bundle: Bundle) -> Classify:
-    """Return what classifies one clip with a bundle's PyTorch weights: uint8 (T, H, W, 3) -> two float32 (C,)."""
+def from_weights(bundle: Bundle) -> Model:
+    """Return a bundle's PyTorch model."""
     model, temperature = from_bundle(bundle), bundle.spec.temperature
 
     def classify(clip: NDArray[np.uint8]) -> Probabilities:
@@ -81,42 +72,60 @@ def torch_model(bundle: Bundle) -> Classify:
             logits = model(torch.from_numpy(clip[None])).numpy()[0]
         return softmax(logits / temperature), softmax(logits)
 
-    return classify
+    return Model(bundle.spec, classify, "the PyTorch weights")
 
 
-def exported_model(recognizer: Recognizer) -> Classify:
-    """Return what classifies one clip as it is deployed; probabilities at temperature 1 are not known."""
-    return lambda clip: (recognizer.predict(clip[None])[0], None)
+def deployed(recognizer: Recognizer) -> Model:
+    """Return a model as it labels folders; its probabilities at temperature 1 are not known."""
+    return Model(recognizer.spec, lambda clip: (recognizer.predict(clip[None])[0], None), str(recognizer.execution))
+
+
+def model_of(bundle: Path, *, runner: str = "", precision: str = "auto", variant: str = "auto") -> Model:
+    """Return a bundle's PyTorch model, or an exported variant if one of the arguments asks for it.
+
+    runner, precision, variant: as for ``recognizer.load``.
+
+    Raises:
+        UsageError: no such way to run the bundle.
+    """
+    if (runner, precision, variant) == ("", "auto", "auto"):
+        return from_weights(load(bundle))
+    return deployed(load_recognizer(bundle, runner=runner or "auto", precision=precision, variant=variant))
+
+
+def scored(
+    run: Path,
+    split: str,
+    *,
+    journal: Path | None = None,
+    clips: int = 1,
+    views: int = 1,
+    progress: Progress,
+    **way: str,
+) -> Evaluation:
+    """Evaluate a run's weights, or an exported variant, on a split of its manifest; or the labels of a journal.
+
+    clips, views: see ``views_of``. way: see ``model_of``.
+
+    Raises:
+        UsageError: no such split, or a journal of other videos.
+        VideoError: a video cannot be decoded.
+    """
+    samples = read_manifest(run / "manifest.csv").only(split).samples
+    if journal is not None:
+        found = summed_up(load(run / "bundle").spec.classes, from_journal(journal, samples))
+        return replace(found, about=f"labels of {journal}")
+    model = model_of(run / "bundle", **way)
+    found = summed_up(model.spec.classes, labelled(model, samples, clips=clips, views=views, progress=progress))
+    each = f", {clips} clips of each video" if clips > 1 else f", {views} views of each clip" if views > 1 else ""
+    return replace(found, about=f"split {split} by {model.name}{each}")
 
 
 def predict(
-    bundle: Path,
-    samples: Sequence[Sample],
-    *,
-    clips: int = 1,
-    views: int = 1,
-    runner: str = "",
-    precision: str = "auto",
-    variant: str = "auto",
-    progress: Callable[[int, int], None],
+    bundle: Path, samples: Sequence[Sample], *, clips: int = 1, views: int = 1, progress: Progress, **way: str
 ) -> list[Prediction]:
-    """Label samples, averaging probabilities over several clips of each video.
-
-    clips, views: see ``views_of``.
-    runner, precision, variant: what executes an exported variant, as for ``recognizer.load``; without any of them it
-    is the PyTorch weights that are measured.
-
-    Raises:
-        UsageError: clips and views that are not allowed, or no such way to run the bundle.
-        VideoError: a video cannot be decoded.
-    """
-    checked = load(bundle)
-    # A mirrored clip shows another class to a model that was told to keep left and right apart.
-    wanted = views_of(clips, views, mirrored=checked.spec.training.get("flip", True))
-    if runner or (precision, variant) != ("auto", "auto"):
-        deployed = load_recognizer(bundle, runner=runner or "auto", precision=precision, variant=variant)
-        return labelled(exported_model(deployed), checked.spec, samples, views=wanted, progress=progress)
-    return labelled(torch_model(checked), checked.spec, samples, views=wanted, progress=progress)
+    """Label samples by a bundle; see ``labelled``, and for ``way`` ``model_of``."""
+    return labelled(model_of(bundle, **way), samples, clips=clips, views=views, progress=progress)
 
 
 def views_of(clips: int, views: int, *, mirrored: bool) -> tuple[View, ...]:
@@ -141,20 +150,21 @@ def views_of(clips: int, views: int, *, mirrored: bool) -> tuple[View, ...]:
 
 
 def labelled(
-    classify: Classify,
-    spec: BundleSpec,
-    samples: Sequence[Sample],
-    *,
-    views: Sequence[View] = VIEWS[:1],
-    progress: Callable[[int, int], None],
+    model: Model, samples: Sequence[Sample], *, clips: int = 1, views: int = 1, progress: Progress
 ) -> list[Prediction]:
-    """Label samples by the mean of what ``classify`` says of the views of each.
+    """Label samples by the mean of the probabilities of several clips of each video.
+
+    clips, views: see ``views_of``.
 
     Raises:
+        UsageError: more clips or views than are allowed.
         VideoError: a video cannot be decoded.
     """
+    spec = model.spec
+    # A mirrored clip shows another class to a model that was told to keep left and right apart.
+    wanted = views_of(clips, views, mirrored=spec.training.get("flip", True))
     decoder, done = choose(), []
-    shifts = sorted({shift for shift, _ in views})
+    shifts = sorted({shift for shift, _ in wanted})
 
     def times_s(info: VideoInfo) -> NDArray[np.float64]:
         return np.concatenate([spec.sampling.timestamps_s(whole(info.duration_s)[0], shift) for shift in shifts])
@@ -164,8 +174,10 @@ def labelled(
             frames = decoder.frames(sample.path, times_s, spec.size).pixels
         except VideoError as error:
             raise VideoError(error.kind, f"{sample.path}: {error}") from None
-        clips = dict(zip(shifts, frames.reshape(len(shifts), -1, *frames.shape[1:]), strict=True))
-        answers = [classify(clips[shift][:, :, ::-1].copy() if mirror else clips[shift]) for shift, mirror in views]
+        taken = dict(zip(shifts, frames.reshape(len(shifts), -1, *frames.shape[1:]), strict=True))
+        answers = [
+            model.classify(taken[shift][:, :, ::-1].copy() if mirror else taken[shift]) for shift, mirror in wanted
+        ]
         done.append(_prediction(sample, answers, spec.classes))
         progress(len(done), len(samples))
     return done
@@ -213,6 +225,7 @@ def write(evaluation: Evaluation, folder: Path) -> None:
     low, high = wilson(evaluation.correct, len(evaluation.predictions))
     after, before = evaluation.reliability(), evaluation.reliability(calibrated=False)
     facts = {
+        "measured": evaluation.about,
         "videos": len(evaluation.predictions),
         "correct": evaluation.correct,
         "accuracy": evaluation.accuracy,

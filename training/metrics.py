@@ -79,11 +79,15 @@ class GroupScore:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Predictions summed up. confusion: int64 (C, C), rows are the truth, columns the label."""
+    """Predictions summed up.
+
+    confusion: int64 (C, C), rows are the truth, columns the label. about: what was measured, in words.
+    """
 
     classes: list[str]
     predictions: list[Prediction]
     confusion: NDArray[np.int64]
+    about: str = ""
 
     @property
     def correct(self) -> int:

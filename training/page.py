@@ -24,34 +24,35 @@ PICTURES = {
 def write_page(evaluation: Evaluation, title: str, folder: Path) -> None:
     """Write evaluation.html into ``folder``, with the pictures that lie there inside it."""
     parts = [
+        f'<p class="soft">{text(evaluation.about)}</p>',
         _tiles(evaluation),
         *(_picture(folder / name, told) for name, told in PICTURES.items() if (folder / name).exists()),
-        _classes(evaluation),
-        _groups(evaluation),
         _pairs(evaluation.most_confused(MAX_PAIRS)),
+        _groups(evaluation),
+        _classes(evaluation),
     ]
     write(folder / "evaluation.html", page(title, parts))
 
 
 def _tiles(evaluation: Evaluation) -> str:
     low, high = evaluation.interval()
-    after, top_5 = evaluation.reliability(), evaluation.top_5
+    after, before, top_5 = evaluation.reliability(), evaluation.reliability(calibrated=False), evaluation.top_5
+    at_1 = f"; {before.ece:.1%} at temperature 1" if before else ""
     told = {
         f"accuracy, 95 % between {low:.1%} and {high:.1%}": f"{evaluation.accuracy:.1%}",
         "in the best five": "unknown" if top_5 is None else f"{top_5:.1%}",
         "F1, mean over classes": f"{evaluation.macro().f1:.3f}",
         "F1, weighted by videos": f"{evaluation.weighted().f1:.3f}",
-        "expected calibration error": f"{after.ece:.1%}" if after else "unknown",
+        f"expected calibration error{at_1}": f"{after.ece:.1%}" if after else "unknown",
         "videos": f"{len(evaluation.predictions):,}",
     }
     return tiles(("", value, name) for name, value in told.items())
 
 
 def _picture(path: Path, told: str) -> str:
-    data = base64.b64encode(path.read_bytes()).decode()
-    name = path.stem.replace("_", " ")
-    picture = f'<img class="plot" alt="{name}" src="data:image/png;base64,{data}">'
-    return section(path.stem, name.capitalize(), told, picture)
+    data, name = base64.b64encode(path.read_bytes()).decode(), path.stem.replace("_", " ")
+    image = f'<div class="plot"><img alt="{name}" src="data:image/png;base64,{data}"></div>'
+    return section(path.stem, name.capitalize(), told, image)
 
 
 def _classes(evaluation: Evaluation) -> str:

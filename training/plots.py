@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter, StrMethodFormatter
 
@@ -16,7 +17,8 @@ from harec_deploy.decode import Size, choose
 from harec_deploy.errors import VideoError
 from harec_deploy.files import atomic_write
 from training.calibration import BINS, Reliability
-from training.metrics import Evaluation, Prediction, wilson
+from harec_deploy.intervals import wilson
+from training.metrics import Evaluation, Prediction
 
 if TYPE_CHECKING:
     from training.compare import Result
@@ -44,24 +46,32 @@ def curves(rows: Sequence[dict[str, float]], path: Path) -> None:
 
 
 def confusion(evaluation: Evaluation, path: Path) -> None:
-    """Draw the confusion matrix: rows are the truth, the best recognised first; shares are of the row."""
+    """Draw the confusion matrix: rows are the truth, the best recognised first; colours are shares of the row."""
     recalls = np.array([-score.recall for score in evaluation.by_class()])
     order = np.argsort(recalls, kind="stable")
     matrix, names = evaluation.confusion[np.ix_(order, order)], [evaluation.classes[place] for place in order]
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    cell, size = (0.5, 10) if len(names) <= WRITTEN else (0.16, 7)
+    few = len(names) <= WRITTEN
+    cell, size = (0.5, 10) if few else (0.16, 7)
     side = 2.2 + cell * len(names)
-    figure = Figure(figsize=(side, side), layout="constrained")
+    figure = Figure(figsize=(side + 1, side + (0 if few else 1.2)), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(shares, cmap="Greens", vmin=0, vmax=1)
-    turned = {"rotation": 45, "ha": "right"} if len(names) <= WRITTEN else {"rotation": 90}
-    axes.set_xticks(range(len(names)), names, fontsize=size, **turned)
-    axes.set_yticks(range(len(names)), names, fontsize=size)
+    # The root shows one video of a hundred, too; shares near 0 and 1 are the ones that matter.
+    image = axes.imshow(shares, cmap="Greens", norm=PowerNorm(0.5, vmin=0, vmax=1))
+    bar = figure.colorbar(image, ax=axes, shrink=1 if few else 0.5, aspect=30, format=PercentFormatter(1))
+    bar.set_ticks([0, 0.05, 0.2, 0.5, 1])
+    bar.set_label("share of the row")
+    turned = {"rotation": 45, "ha": "right"} if few else {"rotation": 90}
+    axes.set_xticks(range(len(names)), names, fontsize=size, parse_math=False, **turned)
+    axes.set_yticks(range(len(names)), names, fontsize=size, parse_math=False)
+    if not few:
+        axes.tick_params(top=True, labeltop=True)
+        axes.grid(color=INK, alpha=0.08, linewidth=0.5)
     axes.set(xlabel="label", ylabel="truth")
-    axes.set_title(f"{evaluation.correct} of {len(evaluation.predictions)} right ({evaluation.accuracy:.1%})")
-    if len(names) <= WRITTEN:
+    figure.suptitle(f"{evaluation.correct} of {len(evaluation.predictions)} right ({evaluation.accuracy:.1%})")
+    if few:
         for row, column in zip(*np.nonzero(matrix), strict=True):
-            ink = "white" if shares[row, column] > 0.6 else INK
+            ink = "white" if shares[row, column] > 0.35 else INK
             axes.text(column, row, str(matrix[row, column]), ha="center", va="center", color=ink)
     save(figure, path)
 

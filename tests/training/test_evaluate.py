@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from harec_deploy.sampling import whole
 from tests.media import make_video
 from training import plots
 from training.__main__ import app
-from training.datasets import Sample, scan_folders
-from training.evaluate import from_journal, predict, run_folders, torch_model, views_of, write
+from training.datasets import Sample, scan_folders, write_manifest
+from training.evaluate import from_journal, from_weights, predict, run_folders, views_of, write
 from training.metrics import Evaluation, Prediction, mcnemar, summed_up
 from training.page import write_page
 
@@ -162,11 +163,11 @@ def test_clips_average_what_lies_between_the_frames(exported: Path, videos: Path
     """Each of N clips is every N-th frame of one clip with N times the frames."""
     samples = scan_folders(videos)[:3]
     bundle = load(exported)
-    spec, model = bundle.spec, torch_model(bundle)
+    spec, classify = bundle.spec, from_weights(bundle).classify
     many = msgspec.structs.replace(spec.sampling, frames=count * spec.sampling.frames)
     for sample, got in zip(samples, predict(exported, samples, clips=count, progress=print), strict=True):
         frames = choose().frames(sample.path, lambda info: many.timestamps_s(whole(info.duration_s)[0]), spec.size)
-        wanted = np.mean([model(frames.pixels[start::count])[0] for start in range(count)], axis=0)
+        wanted = np.mean([classify(frames.pixels[start::count])[0] for start in range(count)], axis=0)
         assert got.label == spec.classes[wanted.argmax()]
         assert got.score == pytest.approx(wanted.max(), abs=1e-6)
 
@@ -198,6 +199,29 @@ def test_a_variant_or_precision_alone_means_the_exported_model(exported: Path, v
         got = predict(exported, samples, **how, progress=print)
         assert [p.label for p in got] == [p.label for p in reference]
         assert all(p.uncalibrated is None for p in got)  # which only the weights tell
+
+
+@pytest.mark.parametrize(
+    ("options", "measured"),
+    [
+        ([], "split test by the PyTorch weights"),
+        (["--test-views", "2"], "split test by the PyTorch weights, 2 views of each clip"),
+        (
+            ["--variant", "onnx-fp32", "--runner", "onnx", "--test-clips", "2"],
+            "split test by onnx-fp32 on onnx in fp32, 2 clips of each video",
+        ),
+    ],
+)
+def test_the_command_says_what_was_measured(
+    options: list[str], measured: str, exported: Path, videos: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "bundle").symlink_to(exported)
+    write_manifest(tmp_path / "manifest.csv", [replace(s, split="test") for s in scan_folders(videos)[:2]], "test")
+    done = CliRunner().invoke(app, ["evaluate", str(tmp_path), "-o", str(tmp_path / "out"), *options])
+    assert done.exit_code == 0, done.output
+    assert f"right ({measured}); written to" in done.stderr
+    assert json.loads((tmp_path / "out/metrics.json").read_text())["measured"] == measured
+    assert f'<p class="soft">{measured}</p>' in (tmp_path / "out/evaluation.html").read_text()
 
 
 def test_a_video_that_cannot_be_decoded_is_named(exported: Path, tmp_path: Path) -> None:

@@ -55,7 +55,9 @@ def evaluate_run(one: Path, split: str, folder: Path, **how: Any) -> "Evaluation
     with console.counted(f"labelling {one}") as step:
         evaluation = scored(one, split, progress=step, **how)
     _write_evaluation(evaluation, one, folder)
-    console.say(f"{one}: {evaluation.correct} of {len(evaluation.predictions)} right; written to {folder}")
+    console.say(
+        f"{one}: {evaluation.correct} of {len(evaluation.predictions)} right ({evaluation.about}); written to {folder}"
+    )
     return evaluation
 
 
