@@ -91,11 +91,13 @@ class Pair:
 
     def __str__(self) -> str:
         verdict = "is better than" if self.p_holm < SIGNIFICANT else "is not shown to be better than"
-        points = [100 * each for each in (self.difference, self.difference_low, self.difference_high)]
+        points, low, high = (
+            f"{100 * each:+.1f}" for each in (self.difference, self.difference_low, self.difference_high)
+        )
         return (
             f"{self.first} {verdict} {self.second}: {self.only_first} videos only the first has right, "
             f"{self.only_second} only the second (McNemar p {self.p:.2g}, with Holm's correction {self.p_holm:.2g}); "
-            "{:+.1f} points, 95 % between {:+.1f} and {:+.1f}".format(*points)
+            f"{points} points, 95 % between {low} and {high}"
         )
 
 
@@ -158,11 +160,12 @@ def compare(
 
 
 def _loaded(contender: Contender, runner: str, precision: str, variant: str) -> Recognizer:
-    """Return the first fold's recogniser, by PyTorch where no other is asked for and nothing is exported."""
-    bundle = next(iter(contender.samples)) / "bundle"
-    if (runner, variant) == ("auto", "auto") and not any(v.is_onnx for v in load(bundle).spec.variants.values()):
+    """Return the first fold's recogniser, by PyTorch where no other is asked for and not every fold is exported."""
+    bundles = [folder / "bundle" for folder in contender.samples]
+    exported = all(any(v.is_onnx for v in load(bundle).spec.variants.values()) for bundle in bundles)
+    if (runner, variant) == ("auto", "auto") and not exported:
         runner = "torch"
-    return load_recognizer(bundle, runner=runner, precision=precision, variant=variant, device="cpu")
+    return load_recognizer(bundles[0], runner=runner, precision=precision, variant=variant, device="cpu")
 
 
 def _measured(contender: Contender, recognizer: Recognizer, rounds: list[float], progress: Progress) -> Result:

@@ -3,7 +3,7 @@
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -212,6 +212,13 @@ def bootstrap(values: Sequence[float], groups: Sequence[str], seed: int = 0) -> 
     drawn = np.random.default_rng(seed).integers(0, len(count), (BOOTSTRAPS, len(count)))
     low, high = np.percentile(sums[drawn].sum(1) / count[drawn].sum(1), [2.5, 97.5])
     return float(low), float(high)
+
+
+def pooled(every: Sequence[Evaluation]) -> Evaluation:
+    """Return the evaluation of all predictions together: of the folds of a run."""
+    classes = {name for each in every for name in each.classes}
+    together = summed_up(sorted(classes), [p for each in every for p in each.predictions])
+    return replace(together, about=f"{every[0].about}; {len(every)} runs together")
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> tuple[int, int, float]:

@@ -251,6 +251,11 @@ def test_folds_are_pooled_with_each_ones_temperature(run: Path, tmp_path: Path) 
     before = reliability([p.uncalibrated[1] for p in pooled if p.uncalibrated], right).ece
     assert f"expected calibration error {after:.1%} (at temperature 1: {before:.1%})" in result.output
     assert f"{after:.1%}" != f"{before:.1%}"
+    facts = json.loads((tmp_path / "runs/evaluation/metrics.json").read_text())
+    assert (facts["videos"], facts["ece"]) == (len(pooled), pytest.approx(after))
+    assert facts["measured"] == "split test by the PyTorch weights; 2 runs together"
+    first = json.loads((tmp_path / "runs/fold-0/evaluation/metrics.json").read_text())
+    assert first["videos"] == 3
 
 
 def test_deployed_probabilities_are_the_calibrated_ones(run: Path, val_clips: ProofClips, tmp_path: Path) -> None:

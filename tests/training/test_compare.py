@@ -108,6 +108,16 @@ class TestCommand:
         (pair,) = pairs(done)
         assert (pair.only_first, pair.only_second, pair.p) == (0, 0, 1.0)
 
+    def test_folds_that_are_not_all_exported_run_by_pytorch(
+        self, exported: Path, other: Path, two: list[Path], samples: list[Sample], tmp_path: Path
+    ) -> None:
+        run(tmp_path / "{folds}/fold-0", exported, samples[::2])
+        run(tmp_path / "{folds}/fold-1", other, samples[1::2])
+        done = compare(contenders([tmp_path / "{folds}", two[0]], "test"), progress=lambda done, total: None)
+        assert done[0].way == "torch on torch in fp32"
+        assert done[1].way.startswith("onnx-fp32 on ")
+        assert "{folds}" in str(pairs(done)[0])
+
     def test_a_bundle_that_cannot_run_as_asked(self, two: list[Path]) -> None:
         every = contenders(two, "test")
         with pytest.raises(UsageError, match="no way to run onnx-int9"):

@@ -232,6 +232,7 @@ def test_a_video_that_cannot_be_decoded_is_named(exported: Path, tmp_path: Path)
 
 
 def test_a_journal_takes_no_options_of_labelling(tmp_path: Path) -> None:
+    (tmp_path / "bundle").mkdir()
     for option in (["--test-clips", "3"], ["--variant", "onnx-fp32"], ["--runner", "onnx"]):
         with pytest.raises(UsageError, match="--journal goes with one run, and without options"):
             command = ["evaluate", str(tmp_path), "--journal", "j.jsonl", *option]

@@ -27,25 +27,30 @@ def evaluate(
     variant: Annotated[
         str, typer.Option(help="Measure this exported variant: onnx-fp32, or another that harec-deploy inspect lists.")
     ] = "auto",
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for tables and pictures.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for tables and pictures, of all runs together.")
+    ] = None,
 ) -> None:
     """Measure accuracy and calibration: a page, tables as CSV and JSON, confusion matrix and more as PNG."""
     try:
         from training.evaluate import run_folders
-        from training.metrics import summed_up
+        from training.metrics import pooled
     except ModuleNotFoundError as error:
         raise console.missing(error, "train", "training") from None
     how = {"clips": test_clips, "views": test_views, "runner": runner, "precision": precision, "variant": variant}
+    folders = run_folders(runs)
     if journal is not None:
-        if len(runs) != 1 or list(how.values()) != [1, 1, "", "auto", "auto"]:
+        if len(folders) != 1 or list(how.values()) != [1, 1, "", "auto", "auto"]:
             raise UsageError("--journal goes with one run, and without options that say how its videos are labelled")
         how = {}
-    every = [
-        evaluate_run(one, split, out if out and len(runs) == 1 else one / "evaluation", journal=journal, **how)
-        for one in run_folders(runs)
-    ]
-    predictions = [prediction for evaluation in every for prediction in evaluation.predictions]
-    _print_evaluation(summed_up(every[0].classes, predictions))
+    if len(folders) == 1:
+        _print_evaluation(evaluate_run(folders[0], split, out or folders[0] / "evaluation", journal=journal, **how))
+        return
+    every = [evaluate_run(one, split, one / "evaluation", **how) for one in folders]
+    together = pooled(every)
+    if out or len(runs) == 1:
+        _write_evaluation(together, runs[0] if len(runs) == 1 else runs[0].parent, out or runs[0] / "evaluation")
+    _print_evaluation(together)
 
 
 def evaluate_run(one: Path, split: str, folder: Path, **how: Any) -> "Evaluation":
@@ -55,9 +60,6 @@ def evaluate_run(one: Path, split: str, folder: Path, **how: Any) -> "Evaluation
     with console.counted(f"labelling {one}") as step:
         evaluation = scored(one, split, progress=step, **how)
     _write_evaluation(evaluation, one, folder)
-    console.say(
-        f"{one}: {evaluation.correct} of {len(evaluation.predictions)} right ({evaluation.about}); written to {folder}"
-    )
     return evaluation
 
 
@@ -73,7 +75,9 @@ def _write_evaluation(evaluation: "Evaluation", run: Path, folder: Path) -> None
     plots.contact_sheet(evaluation.predictions, folder / "contact_sheet.png")
     if history := read_metrics(run / "metrics.csv"):
         plots.curves(history, folder / "curves.png")
-    write_page(evaluation, f"{run}: {evaluation.correct} of {len(evaluation.predictions)} right", folder)
+    told = f"{run}: {evaluation.correct} of {len(evaluation.predictions)} right"
+    write_page(evaluation, told, folder)
+    console.say(f"{told} ({evaluation.about}); written to {folder}")
 
 
 def _print_evaluation(evaluation: "Evaluation") -> None:
