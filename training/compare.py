@@ -1,4 +1,4 @@
-"""Several runs beside each other on the same test videos: accuracy, size, arithmetic and speed, and what is chance.
+"""Several runs beside each other on the same test videos: accuracy, size, arithmetic, speed.
 
 All figures of a run are of one way to execute it on the CPU: the fastest of its exported variants that passes its
 proof, or PyTorch where nothing is exported.

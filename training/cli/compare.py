@@ -21,7 +21,7 @@ def compare(
     variant: Annotated[str, typer.Option(help="Take this exported variant of each.")] = "auto",
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for tables and picture.")] = Path("comparison"),
 ) -> None:
-    """Set runs beside each other: accuracy, calibration, size, speed on the CPU, and which differences are chance."""
+    """Set runs beside each other: accuracy, calibration, size, CPU speed, and which differences are significant."""
     try:
         from training import plots
         from training.compare import compare, contenders, pairs, write
@@ -36,7 +36,7 @@ def compare(
     for pair in tested:
         console.out.print(str(pair), markup=False)
     if len(results[0].evaluation.by_group()) > 1:
-        console.say("the test takes videos as independent, those of one group are not: trust the points between more")
+        console.say("McNemar's test is too sure where the videos of a group are alike: see the intervals too")
     console.say(f"written to {out}")
 
 
