@@ -16,13 +16,13 @@ import msgspec
 from harec_deploy.bundle import SPEC_FILE, load
 from harec_deploy.errors import UsageError
 from harec_deploy.files import atomic_write
+from harec_deploy.intervals import wilson
 from harec_deploy.machine import cpu
 from harec_deploy.recognizer import Recognizer, clips_per_s
 from harec_deploy.recognizer import load as load_recognizer
 from training.costs import Cost, cost
 from training.datasets import Sample, read_manifest
 from training.evaluate import Progress, deployed, labelled, run_folders, write_csv
-from harec_deploy.intervals import wilson
 from training.metrics import Evaluation, bootstrap, holm, mcnemar, summed_up
 
 ROUNDS, ROUND_S = 5, 0.4  # of timing; rounds of the runs take turns, so that what else the machine does hits them alike

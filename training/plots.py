@@ -16,8 +16,8 @@ from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter, StrMeth
 from harec_deploy.decode import Size, choose
 from harec_deploy.errors import VideoError
 from harec_deploy.files import atomic_write
-from training.calibration import BINS, Reliability
 from harec_deploy.intervals import wilson
+from training.calibration import BINS, Reliability
 from training.metrics import Evaluation, Prediction
 
 if TYPE_CHECKING:
