@@ -71,15 +71,18 @@ def counted(what: str) -> Iterator[Callable[[int, int], None]]:
 
 
 class Signals:
-    """The signals that end a run: the first sets ``stop``, another ends the process at once.
+    """The signals that end a run: the first sets ``stop`` and says ``told``, another ends the process at once.
 
     One that is ignored from outside, as SIGHUP under nohup, stays ignored. Use as a context manager.
     """
 
     NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-    def __init__(self, stop: "Event") -> None:
+    def __init__(
+        self, stop: "Event", told: str = "stopping: what is decoded will be labelled; once more to stop at once"
+    ) -> None:
         self.stop = stop
+        self.told = told
         self.number = 0
 
     @property
@@ -102,7 +105,8 @@ class Signals:
             os._exit(128 + number)
         self.number = number
         self.stop.set()
-        say("stopping: what is decoded will be labelled; once more to stop at once")
+        if self.told:
+            say(self.told)
 
 
 _UNITS = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
