@@ -24,7 +24,7 @@ from harec_deploy.export import export
 from harec_deploy.files import atomic_write
 from training.datasets import Sample, grouped, inspect, scan_folders
 from training.evaluate import predict
-from training.fit import Report, fit
+from training.fit import SILENT, fit
 from training.metrics import Prediction
 from training.recipes import RecipeFile, to_recipe
 from training.splits import folds
@@ -86,8 +86,7 @@ class Study:
         """Train on one split, anew, and return the bundle."""
         run = self.work / "run"
         shutil.rmtree(run, ignore_errors=True)
-        quiet = Report(say=lambda text: None, step=lambda *_: None, epoch=lambda *_: None)
-        return fit(samples, to_recipe(self.recipe(settings, seed)), run, quiet, cache=self.work / "cache")
+        return fit(samples, to_recipe(self.recipe(settings, seed)), run, SILENT, cache=self.work / "cache")
 
     def run(self, model: str, split: str, seed: int) -> None:
         """Train and test every fold that has no row yet."""

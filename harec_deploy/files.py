@@ -59,7 +59,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def locked(path: Path, remedy: str = "name another --out", *, wait: bool = False) -> Iterator[None]:
+def locked(path: Path, remedy: str = "name another --out") -> Iterator[None]:
     """Keep other processes from writing ``path`` by a lock on a file beside it, which says who holds it.
 
     The lock is the system's, so it is free as soon as its process has ended, in whatever way.
@@ -67,12 +67,12 @@ def locked(path: Path, remedy: str = "name another --out", *, wait: bool = False
     remedy: what a person can do who cannot wait.
 
     Raises:
-        OutputLocked: another process holds it, and ``wait`` does not say to wait until it is free.
+        OutputLocked: another process holds it.
         OutputError: the lock's file cannot be made there.
     """
     lock = lock_path(path)
     try:
-        handle = _take(lock, 0 if wait else fcntl.LOCK_NB)
+        handle = _take(lock)
     except BlockingIOError:
         holder = lock.read_text(errors="replace").strip() or "another process"
         raise OutputLocked(f"{path} is written by {holder}: wait until it has ended, or {remedy}") from None
@@ -92,12 +92,12 @@ def lock_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.lock")
 
 
-def _take(lock: Path, flags: int) -> int:
+def _take(lock: Path) -> int:
     """Return the descriptor of the locked file; it may be removed by its last holder while we wait for it."""
     while True:
         handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | flags)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if lock.exists() and os.path.samestat(os.fstat(handle), lock.stat()):
                 return handle
         except OSError:

@@ -3,13 +3,12 @@
 import os
 import socket
 import stat
-import threading
 from pathlib import Path
 
 import pytest
 
-from harec_deploy.errors import OutputLocked, VideoError
-from harec_deploy.files import atomic_folder, atomic_write, locked, open_regular, sha256
+from harec_deploy.errors import VideoError
+from harec_deploy.files import atomic_folder, atomic_write, open_regular, sha256
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
@@ -81,19 +80,3 @@ class TestOpenRegular:
             assert os.read(descriptor, 100) == b"content"
         with pytest.raises(OSError, match="Bad file"):
             os.fstat(descriptor)
-
-
-def test_who_waits_for_a_lock_comes_after_who_holds_it(tmp_path: Path) -> None:
-    def wait() -> None:
-        with locked(tmp_path / "cache", wait=True):
-            came.set()
-
-    came = threading.Event()
-    with locked(tmp_path / "cache"):
-        with pytest.raises(OutputLocked, match="is written by pid"), locked(tmp_path / "cache"):
-            pass
-        waiting = threading.Thread(target=wait)
-        waiting.start()
-        assert not came.wait(0.2)
-    waiting.join()
-    assert came.is_set()

@@ -3,48 +3,41 @@
 A run is a folder:
 
     manifest.csv    what was trained on     test.txt     the videos held out, for harec-deploy label @test.txt
-    metrics.csv     loss and accuracy by epoch           checkpoints/   to resume from
-    bundle/         the result
+    metrics.csv     loss and accuracy by epoch           checkpoints/   to resume from: the best and the last
+    bundle/         the result                           tensorboard/   the metrics as TensorBoard shows them
 """
 
-import logging
+import hashlib
+import os
 import shutil
-import signal
-import sys
-import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import lightning
 import msgspec
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
-from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader
 
-from harec_deploy import __version__
-from harec_deploy.bundle import SPEC_FILE, WEIGHTS_FILE, BundleSpec, HeadSpec, file_ref, save
+from harec_deploy.bundle import SPEC_FILE, HeadSpec
 from harec_deploy.decode import Size
 from harec_deploy.errors import UsageError
-from harec_deploy.files import atomic_folder, atomic_write
-from harec_deploy.models import ARCHITECTURES, CLIPWISE, FramewiseModel, Model, build
-from harec_deploy.models.clipwise import ClipwiseModel
-from harec_deploy.models.encoders import load_plain
+from harec_deploy.models import ARCHITECTURES, CLIPWISE, build
 from harec_deploy.sampling import ClipSampling
 from training.augment import UNCHANGED, Augmentation
-from training.calibration import Calibration, calibrate
-from training.datasets import Manifest, Sample, read_manifest, write_manifest
-from training.features import DecodedFrames, Grid, Source, stored_features, stored_frames
-from training.module import Clips, MetricsLog, Module, Optimisation, class_weights
+from training.calibration import calibrate
+from training.datasets import Manifest, Sample, read_manifest
+from training.features import DecodedFrames, Source
+from training.loading import Order, loader
+from training.module import Clips, Module, Optimisation, class_weights, read_metrics
+from training.result import write_bundle, write_inputs
+from training.sources import clips_of, source_for
 from training.splits import folds as make_folds
+from training.trainer import ALONE, CHECKPOINTS, LAST, LOGS, METRICS_FILE, Launch, new_trainer, resume_point, train
 
 T = TypeVar("T")
-PROOF_CLIPS = 100  # held-out clips that export proves the model on, unless told otherwise
-STORE_BYTES = 8 << 30  # frames of up to this size are decoded once; above, in every epoch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +62,8 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**32:
+            raise UsageError(f"--seed {self.seed}: allowed are 0 to {2**32 - 1}")
         if self.finetune_stages and (self.encoder_weights is None or self.freeze_encoder):
             raise UsageError("stages are chosen of a pre-trained encoder that is fine-tuned: give --encoder-weights")
         if self.freeze_encoder and self.architecture not in CLIPWISE and self.augmentation.changes_pixels:
@@ -85,6 +80,9 @@ class Report:
     say: Callable[[str], None]
     step: Callable[[int, int], None]
     epoch: Callable[[int, int, dict[str, float]], None]
+
+
+SILENT = Report(say=lambda text: None, step=lambda done, total: None, epoch=lambda number, total, facts: None)
 
 
 def recipe_for(
@@ -131,32 +129,66 @@ def recipe_for(
 
 
 def fit_all(
-    manifest: Path, recipe: Recipe, out: Path, report: Report, *, folds: int, cache: Path, restart: bool
+    manifest: Path,
+    recipe: Recipe,
+    out: Path,
+    report: Report,
+    *,
+    folds: int,
+    cache: Path,
+    restart: bool = False,
+    resume: bool = False,
+    launch: Launch = ALONE,
 ) -> list[Path]:
     """Train on a manifest's own split, or with ``folds`` once without each fold, in ``out/fold-0``, ``out/fold-1``, ...
 
-    Folds that are finished are left alone, so the same command goes on where it stopped. Returns the bundles.
+    Folds that are finished are left alone, so the same command goes on where it stopped. Returns the bundles; of
+    several processes, only the first comes back. ``restart`` removes an earlier run first, and without one ``resume``
+    is refused.
 
     Raises:
-        UsageError: as ``fit``, or fewer groups than folds.
+        UsageError: as ``fit``, fewer groups than folds, or no run to resume.
     """
     samples = read_manifest(manifest).samples
-    if restart and out.exists():
-        _remove_run(out)
-    if not folds:
-        return [fit(samples, recipe, out, report, cache=cache)]
+    _prepare(out, launch, restart=restart, resume=resume)
+    if not launch.first:
+        report = SILENT
+    if folds:
+        bundles = _fit_folds(samples, recipe, out, report, folds, cache, launch)
+    else:
+        bundles = [fit(samples, recipe, out, report, cache=cache, launch=launch)]
+    if not launch.first:
+        raise SystemExit
+    return bundles
+
+
+def _fit_folds(
+    samples: Sequence[Sample], recipe: Recipe, out: Path, report: Report, folds: int, cache: Path, launch: Launch
+) -> list[Path]:
     bundles = []
     for number, fold in enumerate(make_folds(samples, folds, recipe.seed)):
         run = out / f"fold-{number}"
         if not (run / "bundle" / SPEC_FILE).exists():
             report.say(f"fold {number + 1} of {folds}")
-            fit(fold, recipe, run, report, cache=cache)
+            fit(fold, recipe, run, report, cache=cache, launch=launch)
         bundles.append(run / "bundle")
     return bundles
 
 
+def _prepare(out: Path, launch: Launch, *, restart: bool, resume: bool) -> None:
+    """Check, or remove, what is in the folder of a run."""
+    if resume and restart:
+        raise UsageError("--resume goes on with a run and --restart removes it: leave one out")
+    if restart and launch.nodes > 1:
+        raise UsageError(f"--restart with --nodes: another machine may be at work in {out}; remove it by hand")
+    if resume and not any((run / LAST).exists() for run in (out, *out.glob("fold-*"))):
+        raise UsageError(f"--resume: {out} holds no checkpoint to go on from; without --resume a run begins there")
+    if restart and launch.first and out.exists():
+        _remove_run(out)
+
+
 def _remove_run(out: Path) -> None:
-    known = {"bundle", "checkpoints", "evaluation", "manifest.csv", "test.txt", "metrics.csv"}
+    known = {"bundle", CHECKPOINTS, LOGS, "evaluation", "manifest.csv", "test.txt", METRICS_FILE}
     foreign = [path.name for path in out.iterdir() if path.name not in known and not path.name.startswith("fold-")]
     if foreign:
         raise UsageError(
@@ -165,30 +197,31 @@ def _remove_run(out: Path) -> None:
     shutil.rmtree(out)
 
 
-def _quiet_lightning() -> None:
-    """Keep Lightning's advice off the terminal: what a user needs to know is in the report."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-
-
-def fit(samples: Sequence[Sample], recipe: Recipe, run: Path, report: Report, *, cache: Path) -> Path:
+def fit(
+    samples: Sequence[Sample], recipe: Recipe, run: Path, report: Report, *, cache: Path, launch: Launch = ALONE
+) -> Path:
     """Train on the samples of split train, watch val and calibrate on it if there is one, and write ``run/bundle``.
 
-    A run that was interrupted goes on from its last epoch. Returns the bundle's folder.
+    A run that was interrupted goes on from its last checkpoint, to the weights that it would have come to without.
+    Returns the bundle's folder; of several processes, the first writes it.
 
     Raises:
-        UsageError: no training samples, unreadable videos, or the run is finished already.
+        UsageError: no training samples, unreadable videos, the run is finished already, or its checkpoint is of
+            another recipe.
+        KeyboardInterrupt: a signal asked to stop; what was done is kept.
     """
     manifest = Manifest(tuple(samples))
     bundle = run / "bundle"
     if (bundle / SPEC_FILE).exists():
         raise UsageError(f"{run} is finished: evaluate it, use --restart, or name another folder with --out")
-    if len(manifest.only("train").classes) < len(manifest.classes):
-        raise UsageError("a class has no training samples: make another split")
-    _quiet_lightning()
+    _check(manifest, recipe)
+    trainer = _trainer(manifest, recipe, run, report, launch)
+    if not trainer.is_global_zero:
+        report = SILENT
     lightning.seed_everything(recipe.seed, workers=True, verbose=False)
     run.mkdir(parents=True, exist_ok=True)
-    write_manifest(run / "manifest.csv", samples, "written by python -m training fit")
-    _write_list(run / "test.txt", manifest.only("test"))
+    if trainer.is_global_zero:
+        write_inputs(run, manifest)
     model = build(
         recipe.architecture,
         recipe.head,
@@ -198,179 +231,78 @@ def fit(samples: Sequence[Sample], recipe: Recipe, run: Path, report: Report, *,
         encoder_weights=recipe.encoder_weights,
         say=report.say,
     )
-    metrics, calibration = _train(model, manifest, recipe, run, report, cache)
-    report.say(calibration.note)
-    _write_bundle(bundle, model, manifest, recipe, metrics, calibration)
+    source, net = source_for(model, manifest, recipe, report, cache)
+    _train(trainer, net, source, manifest, recipe, run, report)
+    if trainer.is_global_zero:
+        model.eval()
+        val = clips_of(source, manifest, recipe, "val")
+        calibration = calibrate(net, _batches(val, Order(val, shuffle=False), recipe) if len(val) else None)
+        report.say(calibration.note)
+        write_bundle(bundle, model, manifest, recipe, read_metrics(run / METRICS_FILE)[-1], calibration)
     return bundle
 
 
-def _train(
-    model: Model, manifest: Manifest, recipe: Recipe, run: Path, report: Report, cache: Path
-) -> tuple[dict[str, float], Calibration]:
-    source, net = _source(model, manifest, recipe, report, cache)
-    grid = Grid(recipe.sampling, recipe.size)
-    labels = manifest.labels(manifest.classes)
-    how = recipe.optimisation
-
-    def loader(split: str, *, augment: bool) -> DataLoader[object]:
-        indices = [i for i, sample in enumerate(manifest.samples) if sample.split == split]
-        clips = Clips(
-            source,
-            indices,
-            [labels[i] for i in indices],
-            grid,
-            augment=augment,
-            flip=recipe.flip,
-            pixels=recipe.augmentation,
-        )
-        workers = _loader_workers(source, augment and recipe.augmentation.changes_pixels)
-        return DataLoader(clips, batch_size=how.batch, shuffle=augment, num_workers=workers)
-
-    train = loader("train", augment=True)
-    val = loader("val", augment=False) if manifest.only("val").samples else None
-    if how.schedule == "plateau" and not val:
+def _check(manifest: Manifest, recipe: Recipe) -> None:
+    if len(manifest.only("train").classes) < len(manifest.classes):
+        raise UsageError("a class has no training samples: make another split")
+    if recipe.optimisation.schedule == "plateau" and not manifest.only("val").samples:
         raise UsageError("--schedule plateau watches the val loss, and the manifest has no val split: take another")
-    weights = None
-    if how.class_weights:
-        trained = [place for place, sample in zip(labels, manifest.samples, strict=True) if sample.split == "train"]
-        weights = class_weights(trained, len(manifest.classes))
-    module = Module(net, how, steps=len(train) * how.epochs, class_weights=weights)
-    log = MetricsLog(run / "metrics.csv", lambda epoch, facts: report.epoch(epoch, how.epochs, facts))
-    keep_best = ModelCheckpoint(
-        run / "checkpoints", monitor="val_loss" if val else None, save_last=True, enable_version_counter=False
+
+
+def _trainer(manifest: Manifest, recipe: Recipe, run: Path, report: Report, launch: Launch) -> lightning.Trainer:
+    watched = len(manifest.only("val").samples)
+    trainer = new_trainer(
+        recipe.optimisation,
+        launch,
+        run,
+        lambda epoch, facts: report.epoch(epoch, recipe.optimisation.epochs, facts),
+        val=watched > 0,
+        exact=recipe.architecture not in CLIPWISE,  # CUDA has no deterministic pooling over time; on a CPU all is
     )
-    callbacks: list[Callback] = [log, keep_best]
-    if val and how.patience:
-        callbacks.append(EarlyStopping("val_loss", patience=how.patience))
-    trainer = lightning.Trainer(
-        max_epochs=how.epochs,
-        callbacks=callbacks,
-        default_root_dir=run,
-        # CUDA has no deterministic pooling over time; on a CPU all of it is.
-        deterministic=True if isinstance(model, FramewiseModel) else "warn",
-        precision=how.trainer_precision,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        log_every_n_steps=1,
-        num_sanity_val_steps=0,
-        gradient_clip_val=how.clip_gradient or None,
-    )
-    last = run / "checkpoints" / "last.ckpt"
-    if last.exists():
-        _check_checkpoint(last)
-        report.say(f"going on from {last}")
-    _run(trainer, module, train, val, last if last.exists() else None)
-    if val and keep_best.best_model_path:
-        best = torch.load(keep_best.best_model_path, map_location="cpu", weights_only=True)
-        module.load_state_dict(best["state_dict"])
-    model.eval()
-    return log.last(), calibrate(net, val)
+    if 0 < watched < trainer.world_size:
+        raise UsageError(f"{watched} val videos for {trainer.world_size} devices: take fewer --devices")
+    return trainer
 
 
-def _check_checkpoint(path: Path) -> None:
-    try:
-        load_plain(path)
-    except UsageError as error:
-        raise UsageError(f"cannot go on from the checkpoint: {error}; remove it, or use --restart") from None
-
-
-def _run(
+def _train(
     trainer: lightning.Trainer,
-    module: Module,
-    train: DataLoader[object],
-    val: DataLoader[object] | None,
-    checkpoint: Path | None,
-) -> None:
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"lightning\..*")
-            trainer.fit(module, train, val, ckpt_path=checkpoint, weights_only=True)
-    except SystemExit:  # what Lightning makes of Ctrl-C, after it has told the process to ignore the next one
-        raise KeyboardInterrupt from None
-    finally:
-        signal.signal(signal.SIGINT, handler)
-
-
-def _source(model: Model, manifest: Manifest, recipe: Recipe, report: Report, cache: Path) -> tuple[Source, nn.Module]:
-    """Return where clips come from and the part of the model that is trained on them."""
-    paths = [sample.path for sample in manifest.samples]
-    grid = Grid(recipe.sampling, recipe.size)
-    if recipe.freeze_encoder and isinstance(model, FramewiseModel):
-        report.say(f"features of {len(paths)} videos by the frozen encoder, once for all epochs")
-        return stored_features(paths, grid, model.encoder, cache, report.step), model.head
-    if recipe.freeze_encoder and isinstance(model, ClipwiseModel):
-        report.say("the frozen encoder sees whole clips, and other ones in each epoch: its features cannot be stored")
-        model.encoder.freeze()
-    if recipe.finetune_stages:
-        model.encoder.freeze(but_last=recipe.finetune_stages)
-    if len(paths) * grid.places * grid.size.height * grid.size.width * 3 > STORE_BYTES:
-        report.say(f"frames of {len(paths)} videos are decoded in every epoch: too many to store")
-        return DecodedFrames(paths, grid), model
-    report.say(f"frames of {len(paths)} videos, decoded once for all epochs")
-    return stored_frames(paths, grid, cache, report.step), model
-
-
-def _loader_workers(source: Source, changes_pixels: bool) -> int:
-    """Stored clips are as quick to take as to pass between processes; work on pixels is worth a process a core."""
-    return torch.get_num_threads() if isinstance(source, DecodedFrames) or changes_pixels else 0
-
-
-def _write_list(path: Path, manifest: Manifest) -> None:
-    with atomic_write(path) as stream:
-        stream.write(
-            b"".join(str(sample.path).encode("utf-8", "surrogateescape") + b"\n" for sample in manifest.samples)
-        )
-
-
-def _trained_part(recipe: Recipe) -> str:
-    """Return what was trained of the encoder: "frozen", "trained" or "last 2 stages trained"."""
-    if recipe.finetune_stages:
-        return f"last {recipe.finetune_stages} stages trained"
-    return "frozen" if recipe.freeze_encoder else "trained"
-
-
-def _spread(samples: Sequence[Sample]) -> list[str]:
-    """Return the paths of at most PROOF_CLIPS of the samples, evenly spread."""
-    return [str(sample.path) for sample in samples[:: max(len(samples) // PROOF_CLIPS, 1)]][:PROOF_CLIPS]
-
-
-def _write_bundle(
-    folder: Path,
-    model: Model,
+    net: nn.Module,
+    source: Source,
     manifest: Manifest,
     recipe: Recipe,
-    metrics: dict[str, float],
-    calibration: Calibration,
+    run: Path,
+    report: Report,
 ) -> None:
-    held_out = manifest.only("test").samples or manifest.only("val").samples
-    training = {
-        "videos": {split: len(manifest.only(split).samples) for split in ("train", "val", "test")},
-        "encoder_weights": recipe.encoder_weights or "none",
-        "encoder": _trained_part(recipe),
-        "flip": recipe.flip,
-        "seed": recipe.seed,
-        "augmentation": asdict(recipe.augmentation),
-        "optimisation": asdict(recipe.optimisation),
-        "metrics": metrics,
-        "calibration": asdict(calibration),
-        "versions": {"harec_deploy": __version__, "torch": version("torch"), "python": sys.version.split()[0]},
-        "proof_clips": _spread(held_out),
-        "calibration_clips": _spread(manifest.only("train").samples),
-    }
-    with atomic_folder(folder) as staging:
-        weights = staging / WEIGHTS_FILE
-        save_file({name: value.contiguous() for name, value in model.state_dict().items()}, weights)
-        spec = BundleSpec(
-            architecture=recipe.architecture,
-            head=recipe.head,
-            feature_dim=model.encoder.feature_dim if isinstance(model, FramewiseModel) else 0,
-            classes=manifest.classes,
-            sampling=recipe.sampling,
-            size=recipe.size,
-            weights=file_ref(staging, weights),
-            temperature=calibration.temperature,
-            training=training,
-        )
-        save(staging, spec)
+    """Train ``net``, in this process and those it starts, from the beginning or from the run's checkpoint."""
+    place = {"rank": trainer.global_rank, "world": trainer.world_size}
+    clips, val = (clips_of(source, manifest, recipe, split) for split in ("train", "val"))
+    order = Order(clips, shuffle=True, seed=recipe.seed, **place)
+    batches = _batches(clips, order, recipe)
+    origin = _origin(manifest, recipe)
+    module = Module(
+        net,
+        recipe.optimisation,
+        steps=len(batches) * recipe.optimisation.epochs,
+        class_weights=class_weights(clips.labels, len(manifest.classes)) if recipe.optimisation.class_weights else None,
+        seed=recipe.seed,
+        origin=origin,
+    )
+    start = resume_point(run, origin)
+    if start:
+        report.say(f"going on from {start.path}, epoch {start.epochs + 1}, step {start.steps + 1}")
+        order.set_epoch(start.epochs, skip=start.steps * (batches.batch_size or 1))
+    watched = _batches(val, Order(val, shuffle=False, **place), recipe) if len(val) else None
+    train(trainer, module, batches, watched, start)
+
+
+def _origin(manifest: Manifest, recipe: Recipe) -> str:
+    """Return a digest of all that decides the weights."""
+    videos = [(os.fsencode(sample.path), sample.label, sample.split) for sample in manifest.samples]
+    return hashlib.sha256(msgspec.json.encode((recipe, videos))).hexdigest()
+
+
+def _batches(clips: Clips, order: Order, recipe: Recipe) -> DataLoader[object]:
+    # Stored clips are as quick to take as to pass between processes; work on pixels is worth a process on every core.
+    worth_it = isinstance(clips.source, DecodedFrames) or (clips.augment and clips.pixels.changes_pixels)
+    workers = max(torch.get_num_threads() // order.world, 1) if worth_it else 0
+    return loader(clips, order, batch=recipe.optimisation.batch, workers=workers)

@@ -5,22 +5,26 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import lightning
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import Dataset
+from torchmetrics import Metric
 
-from harec_deploy.errors import HarecError
+from harec_deploy.errors import EXIT_FAILED, HarecError
 from training.augment import UNCHANGED, Augmentation
 from training.features import PER_PART, Grid, Source
+from training.loading import derived_seed
 
 METRICS = ("epoch", "learning_rate", "train_loss", "train_accuracy", "val_loss", "val_accuracy")
 Schedule = Literal["onecycle", "cosine", "step", "plateau", "none"]
 WARMUP_START = 0.01  # of the highest learning rate
+ORIGIN = "harec_deploy_origin"  # a checkpoint's key
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +85,7 @@ class Clips(Dataset[tuple[Tensor, int]]):
     """Labelled clips of a source: those that labelling takes, or with ``augment`` shifted in time, mirrored and more.
 
     pixels: what else is changed in a clip with ``augment``; of a source of frames.
+    How a clip is augmented follows from ``seed``, ``epoch`` and its place alone.
     """
 
     def __init__(
@@ -93,6 +98,7 @@ class Clips(Dataset[tuple[Tensor, int]]):
         augment: bool,
         flip: bool,
         pixels: Augmentation = UNCHANGED,
+        seed: int = 0,
     ) -> None:
         self.source = source
         self.indices = indices
@@ -101,41 +107,95 @@ class Clips(Dataset[tuple[Tensor, int]]):
         self.augment = augment
         self.flip = flip
         self.pixels = pixels
+        self.seed = seed
+        self.epoch = 0
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, item: int) -> tuple[Tensor, int]:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derived_seed(self.seed, self.epoch, item))
+            return self._clip(item), self.labels[item]
+
+    def _clip(self, item: int) -> Tensor:
         places, mirror = self.grid.middle(), False
         if self.augment:
             jitter = torch.randint(PER_PART, places.shape).numpy()
             places = np.arange(len(places)) * PER_PART + jitter
             mirror = self.flip and bool(torch.rand(()) < 0.5)
         clip = self.source.clip(self.indices[item], places, mirror=mirror)
-        if self.augment and self.pixels.changes_pixels:
-            clip = self.pixels(clip)
-        return clip, self.labels[item]
+        return self.pixels(clip) if self.augment and self.pixels.changes_pixels else clip
+
+
+class _Mean(Metric):
+    """A mean over the clips of all processes; what went into it so far is kept in checkpoints.
+
+    Lightning's own is wrong where processes have unequally many clips, because it rounds their mean number, and
+    torchmetrics' MeanMetric forgets the weights unless it looks for NaN, of which it then makes something else.
+    """
+
+    total: Tensor
+    clips: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros(()), "sum", persistent=True)
+        self.add_state("clips", torch.zeros(()), "sum", persistent=True)
+
+    def update(self, mean: Tensor, clips: int) -> None:
+        """Take the mean of a batch of so many clips."""
+        self.total += mean.detach() * clips
+        self.clips += clips
+
+    def compute(self) -> Tensor:
+        """Return the mean of all."""
+        return self.total / self.clips
 
 
 class Module(lightning.LightningModule):
     """Fits ``net``, whose input is what the source gives: a whole model for frames, a head for features."""
 
     def __init__(
-        self, net: nn.Module, optimisation: Optimisation, steps: int, class_weights: Tensor | None = None
+        self,
+        net: nn.Module,
+        optimisation: Optimisation,
+        steps: int,
+        class_weights: Tensor | None = None,
+        *,
+        seed: int = 0,
+        origin: str = "",
     ) -> None:
-        """Take the number of ``steps`` of all epochs, and float32 (C,) weights for the loss."""
+        """Take the number of ``steps`` of all epochs, and float32 (C,) weights for the loss.
+
+        origin: what the weights are made from, in a word that a checkpoint keeps.
+        """
         super().__init__()
         self.net = net
         self.optimisation = optimisation
         self.steps = steps
         self.loss = nn.CrossEntropyLoss(weight=class_weights, label_smoothing=optimisation.label_smoothing)
+        self.seed = seed
+        self.origin = origin
+        self.means = nn.ModuleDict({name: _Mean() for name in METRICS[2:]})
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note in a checkpoint what its weights are made from."""
+        checkpoint[ORIGIN] = self.origin
+
+    def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
+        """Make dropout a function of the step, and unlike in each process."""
+        torch.manual_seed(derived_seed(self.seed, self.global_step, self.global_rank))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of one batch. Raises HarecError where it is not finite: nothing good comes after that."""
         loss = self._measured(batch, "train")
-        if not torch.isfinite(loss):
+        overall = self.trainer.strategy.reduce(loss.detach().clone(), reduce_op="mean")
+        if not torch.isfinite(overall):
+            if not self.trainer.is_global_zero:
+                raise SystemExit(EXIT_FAILED)  # the first process tells it
             raise HarecError(
-                f"the loss is {loss.item()} in epoch {self.current_epoch + 1}: try a lower --learning-rate or --amp "
+                f"the loss is {overall.item()} in epoch {self.current_epoch + 1}: try a lower --learning-rate or --amp "
                 "none; the checkpoint of the epoch before is whole"
             )
         return loss
@@ -149,9 +209,33 @@ class Module(lightning.LightningModule):
         logits = self.net(clips)
         loss: Tensor = self.loss(logits, labels)
         accuracy = (logits.argmax(1) == labels).float().mean()
-        facts = {f"{prefix}_loss": loss, f"{prefix}_accuracy": accuracy}
-        self.log_dict(facts, on_step=False, on_epoch=True, batch_size=len(labels), prog_bar=True)
+        for name, value in ((f"{prefix}_loss", loss), (f"{prefix}_accuracy", accuracy)):
+            self._mean(name).update(value, len(labels))
+            self.log(name, self._mean(name), on_step=False, on_epoch=True)
         return loss
+
+    def on_train_epoch_start(self) -> None:
+        """Forget the epoch before; of one that goes on, a checkpoint has brought what was measured so far."""
+        for name in self.means:
+            self._mean(name).reset()
+
+    def _mean(self, name: str) -> _Mean:
+        return cast(_Mean, self.means[name])
+
+    def on_train_epoch_end(self) -> None:
+        """Step the plateau schedule: Lightning would do it after the epoch's checkpoint was written."""
+        for schedule in self._schedulers():
+            if isinstance(schedule, ReduceLROnPlateau):
+                schedule.step(float(self.trainer.callback_metrics["val_loss"]))
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Step all other schedules, when Lightning says so."""
+        if not isinstance(scheduler, ReduceLROnPlateau):
+            scheduler.step()
+
+    def _schedulers(self) -> list[Any]:
+        found = self.lr_schedulers()
+        return found if isinstance(found, list) else [found]
 
     def configure_optimizers(self) -> Any:
         """Return the optimiser and its schedules, counted in steps or epochs."""
@@ -212,8 +296,10 @@ class MetricsLog(Callback):
         self.report = report
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Write the line of the epoch that has just ended."""
-        facts = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        """Write the line of the epoch that has just ended, in the first process."""
+        facts = {name: float(value) for name, value in trainer.callback_metrics.items()}  # summed up over all of them
+        if not trainer.is_global_zero:
+            return
         facts["learning_rate"] = float(trainer.optimizers[0].param_groups[0]["lr"])
         facts["epoch"] = trainer.current_epoch + 1
         known = [row for row in read_metrics(self.path) if row["epoch"] < facts["epoch"]]
@@ -222,11 +308,6 @@ class MetricsLog(Callback):
             writer.writeheader()
             writer.writerows([*known, facts])
         self.report(int(facts["epoch"]), facts)
-
-    def last(self) -> dict[str, float]:
-        """Return the metrics of the last epoch."""
-        rows = read_metrics(self.path)
-        return rows[-1] if rows else {}
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

@@ -1,6 +1,7 @@
 """Fitting: a bundle that labels as it was trained, whatever interrupted it."""
 
 import os
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 from harec_deploy.bundle import HeadSpec, load
 from harec_deploy.decode import Size
 from harec_deploy.errors import UsageError
+from harec_deploy.files import sha256
 from harec_deploy.models import build
 from training.__main__ import app
 from training.datasets import Sample, scan_folders, write_manifest
@@ -59,8 +61,7 @@ def weights(run: Path) -> dict[str, np.ndarray]:
 
 
 def same(one: Path, other: Path) -> bool:
-    a, b = weights(one), weights(other)
-    return a.keys() == b.keys() and all(np.allclose(a[name], b[name], atol=1e-6) for name in a)
+    return sha256(one / "bundle/weights.safetensors") == sha256(other / "bundle/weights.safetensors")
 
 
 def test_a_run_leaves_a_bundle_with_its_provenance(samples: list[Sample], tmp_path: Path, cache: Path) -> None:
@@ -84,7 +85,7 @@ def test_it_learns_what_it_is_shown(samples: list[Sample], tmp_path: Path, cache
     longer = replace(recipe, optimisation=replace(recipe.optimisation, epochs=40, learning_rate=0.02))
     fit(samples, longer, tmp_path / "run", report(), cache=cache)
     metrics = read_metrics(tmp_path / "run/metrics.csv")
-    assert metrics[-1]["train_accuracy"] == 1.0
+    assert np.mean([row["train_accuracy"] for row in metrics[-10:]]) > 0.9  # with dropout
     assert metrics[-1]["train_loss"] < 0.6 * metrics[0]["train_loss"]
 
 
@@ -93,6 +94,26 @@ def test_the_seed_decides_the_weights(samples: list[Sample], tmp_path: Path, cac
         fit(samples, small(seed=seed), tmp_path / name, report(), cache=cache)
     assert same(tmp_path / "a", tmp_path / "b")
     assert not same(tmp_path / "a", tmp_path / "c")
+
+
+@pytest.mark.parametrize("schedule", ["onecycle", "plateau", "step"])
+def test_an_interrupted_run_comes_to_the_same_weights(
+    samples: list[Sample], tmp_path: Path, cache: Path, schedule: str
+) -> None:
+    """Interrupted where Lightning writes checkpoints, at the end of an epoch, or anywhere else in it."""
+    watched = [replace(sample, split="val") if sample.split == "test" else sample for sample in samples]
+    recipe = small(seed=3)
+    how = replace(recipe.optimisation, batch=1, schedule=schedule, step_epochs=1, step_factor=0.5)
+    recipe = replace(recipe, optimisation=how)
+    fit(watched, recipe, tmp_path / "whole", report(), cache=cache)
+    asked = [StepsLeft(4), StepsLeft(1), StepsLeft(1)]
+    for stop in asked:
+        with pytest.raises(KeyboardInterrupt), stop:
+            fit(watched, recipe, tmp_path / "cut", report(), cache=cache)
+    fit(watched, recipe, tmp_path / "cut", report(), cache=cache)
+    assert same(tmp_path / "whole", tmp_path / "cut")
+    whole, cut = (read_metrics(tmp_path / name / "metrics.csv") for name in ("whole", "cut"))
+    assert cut == whole
 
 
 def test_an_interrupted_run_goes_on_from_its_last_epoch(samples: list[Sample], tmp_path: Path, cache: Path) -> None:
@@ -110,6 +131,27 @@ def test_an_interrupted_run_goes_on_from_its_last_epoch(samples: list[Sample], t
     assert epochs[0] == 1
     assert epochs[3] > 1, "it began anew"
     assert [row["epoch"] for row in read_metrics(tmp_path / "run/metrics.csv")] == [1, 2, 3, 4]
+
+
+class StepsLeft:
+    """Sends this process SIGINT during a step of a training, after so many steps before it."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __enter__(self) -> None:
+        self.before = Module.training_step
+
+        def step(module: Module, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> torch.Tensor:
+            if self.count == 0:
+                os.kill(os.getpid(), signal.SIGINT)
+            self.count -= 1
+            return self.before(module, batch, batch_idx)
+
+        Module.training_step = step  # type: ignore[method-assign]
+
+    def __exit__(self, *_: object) -> None:
+        Module.training_step = self.before  # type: ignore[method-assign]
 
 
 @dataclass
@@ -132,6 +174,17 @@ def test_a_checkpoint_that_is_none_is_refused(samples: list[Sample], tmp_path: P
     with pytest.raises(UsageError, match=r"cannot go on from the checkpoint: .*last\.ckpt holds"):
         fit(samples, small(), tmp_path / "run", report(), cache=cache)
     assert not (tmp_path / "mark").exists()
+
+
+def test_a_checkpoint_of_another_recipe_or_manifest_is_refused(
+    samples: list[Sample], tmp_path: Path, cache: Path
+) -> None:
+    with pytest.raises(KeyboardInterrupt), StepsLeft(1):
+        fit(samples, small(), tmp_path / "run", report(), cache=cache)
+    moved = [replace(sample, split="train") for sample in samples]
+    for videos, recipe in ((samples, small(seed=2)), (moved, small())):
+        with pytest.raises(UsageError, match="the recipe or the manifest is another than it was made from"):
+            fit(videos, recipe, tmp_path / "run", report(), cache=cache)
 
 
 def test_a_finished_run_is_not_overwritten_unless_asked(samples: list[Sample], tmp_path: Path, cache: Path) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from harec_deploy.cli import console
-from harec_deploy.errors import UsageError
+from harec_deploy.errors import EXIT_INTERRUPTED, UsageError
 from training.cli import options
 from training.cli.data import write_prepared
 from training.cli.evaluate import evaluate_run
@@ -90,32 +90,38 @@ def fit(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, batches and folds; 0.")] = None,
     cache: options.Cache = None,
+    devices: Annotated[
+        str, typer.Option(help="GPUs that share each batch, or processes on a CPU without one; auto: all GPUs.")
+    ] = "1",
+    nodes: Annotated[int, typer.Option(help="Machines that run this command together; they share a disk.")] = 1,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Log for TensorBoard too.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an earlier run, or fail.")] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Forget an earlier run in this folder.")] = False,
 ) -> None:
-    """Train and write a bundle. Interrupted, the same command goes on from its last epoch."""
+    """Train and write a bundle. Interrupted, the same command goes on from the step where it stopped."""
     given = _as_recipe(locals())
     try:
         from training import recipes
+        from training.trainer import Launch
     except ModuleNotFoundError as error:
         raise console.missing(error, "train", "training") from None
-    _fit(manifest, recipes.read(recipe, given), out, cache, restart=restart)
+    count = console.count(devices, "--devices")
+    launch = Launch(devices="auto" if count is None else count, nodes=nodes, tensorboard=tensorboard)
+    _fit(manifest, recipes.read(recipe, given), out, cache, resume=resume, restart=restart, launch=launch)
 
 
-def _fit(manifest: Path, written: "RecipeFile", out: Path, cache: Path | None, *, restart: bool) -> list[Path]:
+def _fit(manifest: Path, written: "RecipeFile", out: Path, cache: Path | None, **how: Any) -> list[Path]:
     from training.fit import fit_all
     from training.recipes import to_recipe
 
     recipe = to_recipe(written)
-    with _report() as report:
-        bundles = fit_all(
-            manifest,
-            recipe,
-            out,
-            report,
-            folds=written.folds,
-            cache=cache or manifest.parent / "cache",
-            restart=restart,
-        )
+    cache = cache or manifest.parent / "cache"
+    try:
+        with _report() as report:
+            bundles = fit_all(manifest, recipe, out, report, folds=written.folds, cache=cache, **how)
+    except KeyboardInterrupt as interrupt:  # which typer would end without a word
+        console.say("interrupted; the same command goes on where it stopped")
+        raise typer.Exit(interrupt.args[0] if interrupt.args else EXIT_INTERRUPTED) from None
     console.say(f"written to {', '.join(map(str, bundles))}; next: harec-deploy export {bundles[0]}")
     return bundles
 
@@ -170,7 +176,7 @@ _TABLES = {
     },
     "augmentation": {name: name for name in "crop aspect colour hue".split()},
 }
-_NOT_OF_A_RECIPE = {"manifest", "out", "recipe", "cache", "restart"}
+_NOT_OF_A_RECIPE = set("manifest out recipe cache devices nodes tensorboard resume restart".split())
 
 
 def _as_recipe(given: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,84 @@
+"""What a run writes down: its videos when it begins, and when it ends the bundle, with all it was made from."""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors.torch import save_file
+
+from harec_deploy import __version__
+from harec_deploy.bundle import WEIGHTS_FILE, BundleSpec, file_ref, save
+from harec_deploy.files import atomic_folder, atomic_write
+from harec_deploy.models import FramewiseModel, Model
+from training.calibration import Calibration
+from training.datasets import Manifest, Sample, write_manifest
+
+if TYPE_CHECKING:
+    from training.fit import Recipe
+
+PROOF_CLIPS = 100  # held-out clips that export proves the model on, and those that it calibrates on, at most
+
+
+def write_inputs(run: Path, manifest: Manifest) -> None:
+    """Write what is trained on to ``run/manifest.csv`` and the videos held out to ``run/test.txt``."""
+    write_manifest(run / "manifest.csv", manifest.samples, "written by python -m training fit")
+    held_out = manifest.only("test").samples
+    with atomic_write(run / "test.txt") as stream:
+        stream.write(b"".join(os.fsencode(sample.path) + b"\n" for sample in held_out))
+
+
+def _trained_part(recipe: "Recipe") -> str:
+    """Return what was trained of the encoder: "frozen", "trained" or "last 2 stages trained"."""
+    if recipe.finetune_stages:
+        return f"last {recipe.finetune_stages} stages trained"
+    return "frozen" if recipe.freeze_encoder else "trained"
+
+
+def _spread(samples: Sequence[Sample]) -> list[str]:
+    """Return the paths of at most PROOF_CLIPS of the samples, evenly spread."""
+    return [str(sample.path) for sample in samples[:: max(len(samples) // PROOF_CLIPS, 1)]][:PROOF_CLIPS]
+
+
+def write_bundle(
+    folder: Path,
+    model: Model,
+    manifest: Manifest,
+    recipe: "Recipe",
+    metrics: dict[str, float],
+    calibration: Calibration,
+) -> None:
+    """Write a trained model, the recipe it was made by, and the ``metrics`` of its last epoch to ``folder``."""
+    held_out = manifest.only("test").samples or manifest.only("val").samples
+    training = {
+        "videos": {split: len(manifest.only(split).samples) for split in ("train", "val", "test")},
+        "encoder_weights": recipe.encoder_weights or "none",
+        "encoder": _trained_part(recipe),
+        "flip": recipe.flip,
+        "seed": recipe.seed,
+        "augmentation": asdict(recipe.augmentation),
+        "optimisation": asdict(recipe.optimisation),
+        "metrics": metrics,
+        "calibration": asdict(calibration),
+        "versions": {"harec_deploy": __version__, "torch": version("torch"), "python": sys.version.split()[0]},
+        "proof_clips": _spread(held_out),
+        "calibration_clips": _spread(manifest.only("train").samples),
+    }
+    with atomic_folder(folder) as staging:
+        weights = staging / WEIGHTS_FILE
+        save_file({name: value.contiguous() for name, value in model.state_dict().items()}, weights)
+        spec = BundleSpec(
+            architecture=recipe.architecture,
+            head=recipe.head,
+            feature_dim=model.encoder.feature_dim if isinstance(model, FramewiseModel) else 0,
+            classes=manifest.classes,
+            sampling=recipe.sampling,
+            size=recipe.size,
+            weights=file_ref(staging, weights),
+            temperature=calibration.temperature,
+            training=training,
+        )
+        save(staging, spec)

@@ -1,0 +1,54 @@
+"""What a recipe trains on: features, stored frames or videos, and the part of the model that is trained on them."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from harec_deploy.models import FramewiseModel, Model
+from harec_deploy.models.clipwise import ClipwiseModel
+from training.datasets import Manifest
+from training.features import DecodedFrames, Grid, Source, stored_features, stored_frames
+from training.module import Clips
+
+if TYPE_CHECKING:
+    from training.fit import Recipe, Report
+
+STORE_BYTES = 8 << 30  # frames of up to this size are decoded once; above, in every epoch
+
+
+def source_for(
+    model: Model, manifest: Manifest, recipe: "Recipe", report: "Report", cache: Path
+) -> tuple[Source, nn.Module]:
+    """Return where clips come from and the part of the model that is trained on them."""
+    paths = [sample.path for sample in manifest.samples]
+    grid = Grid(recipe.sampling, recipe.size)
+    if recipe.freeze_encoder and isinstance(model, FramewiseModel):
+        report.say(f"features of {len(paths)} videos by the frozen encoder, once for all epochs")
+        return stored_features(paths, grid, model.encoder, cache, report.step), model.head
+    if recipe.freeze_encoder and isinstance(model, ClipwiseModel):
+        report.say("the frozen encoder sees whole clips, and other ones in each epoch: its features cannot be stored")
+        model.encoder.freeze()
+    if recipe.finetune_stages:
+        model.encoder.freeze(but_last=recipe.finetune_stages)
+    if len(paths) * grid.places * grid.size.height * grid.size.width * 3 > STORE_BYTES:
+        report.say(f"frames of {len(paths)} videos are decoded in every epoch: too many to store")
+        return DecodedFrames(paths, grid), model
+    report.say(f"frames of {len(paths)} videos, decoded once for all epochs")
+    return stored_frames(paths, grid, cache, report.step), model
+
+
+def clips_of(source: Source, manifest: Manifest, recipe: "Recipe", split: str) -> Clips:
+    """Return the clips of one split, those of "train" augmented as the recipe says."""
+    labels = manifest.labels(manifest.classes)
+    indices = [i for i, sample in enumerate(manifest.samples) if sample.split == split]
+    return Clips(
+        source,
+        indices,
+        [labels[i] for i in indices],
+        Grid(recipe.sampling, recipe.size),
+        augment=split == "train",
+        flip=recipe.flip,
+        pixels=recipe.augmentation,
+        seed=recipe.seed,
+    )
