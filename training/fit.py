@@ -13,7 +13,6 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
 import lightning
 import msgspec
@@ -21,56 +20,19 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from harec_deploy.bundle import SPEC_FILE, HeadSpec
-from harec_deploy.decode import Size
+from harec_deploy.bundle import SPEC_FILE
 from harec_deploy.errors import UsageError
-from harec_deploy.models import ARCHITECTURES, CLIPWISE, build
-from harec_deploy.sampling import ClipSampling
-from training.augment import UNCHANGED, Augmentation
+from harec_deploy.models import CLIPWISE, build
 from training.calibration import calibrate
 from training.datasets import Manifest, Sample, read_manifest
 from training.features import DecodedFrames, Source
 from training.loading import Order, loader
-from training.module import Clips, Module, Optimisation, class_weights, read_metrics
+from training.module import Clips, Module, class_weights, read_metrics
 from training.result import write_bundle, write_inputs
-from training.sources import clips_of, source_for
+from training.settings import Recipe
+from training.sources import clips_of, described, source_for, weights_file
 from training.splits import folds as make_folds
 from training.trainer import ALONE, CHECKPOINTS, LAST, LOGS, METRICS_FILE, Launch, new_trainer, resume_point, train
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
-    """What is trained and how.
-
-    freeze_encoder: train the head alone; of a frame-wise model, on stored features of the encoder.
-    finetune_stages: of a pre-trained encoder, train this many last stages and freeze the others; 0 for all.
-    flip: mirror half of the clips; wrong where classes differ by direction.
-    """
-
-    architecture: str
-    sampling: ClipSampling
-    size: Size
-    head: HeadSpec
-    optimisation: Optimisation
-    augmentation: Augmentation = UNCHANGED
-    encoder_weights: str | None = None
-    freeze_encoder: bool = False
-    finetune_stages: int = 0
-    flip: bool = True
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.seed < 2**32:
-            raise UsageError(f"--seed {self.seed}: allowed are 0 to {2**32 - 1}")
-        if self.finetune_stages and (self.encoder_weights is None or self.freeze_encoder):
-            raise UsageError("stages are chosen of a pre-trained encoder that is fine-tuned: give --encoder-weights")
-        if self.freeze_encoder and self.architecture not in CLIPWISE and self.augmentation.changes_pixels:
-            raise UsageError(
-                "features of a frozen encoder are stored once, so crops and colours cannot change: leave them out, or "
-                "train the encoder too with --finetune or --finetune-stages"
-            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,49 +45,6 @@ class Report:
 
 
 SILENT = Report(say=lambda text: None, step=lambda done, total: None, epoch=lambda number, total, facts: None)
-
-
-def recipe_for(
-    architecture: str,
-    *,
-    sampling: dict[str, Any],
-    size: dict[str, Any],
-    head: dict[str, Any],
-    optimisation: dict[str, Any],
-    augmentation: dict[str, Any] | None = None,
-    **rest: Any,
-) -> Recipe:
-    """Return the architecture's recipe with what is given, and not None, in place of its defaults.
-
-    Raises:
-        UsageError: no such architecture, a value that is not allowed, or one that the architecture has no use for.
-    """
-    if architecture not in ARCHITECTURES:
-        raise UsageError(f"unknown architecture {architecture!r}; allowed are {', '.join(ARCHITECTURES)}")
-    base = ARCHITECTURES[architecture]
-    for name, value in head.items():
-        if value is not None and value != getattr(base.head, name) and name not in base.head_options:
-            raise UsageError(f"{architecture} has no {name}: of the head it takes {', '.join(base.head_options)} only")
-
-    def changed(default: T, given: dict[str, Any]) -> T:
-        base = msgspec.to_builtins(default)
-        if unknown := sorted(given.keys() - base.keys()):
-            raise UsageError(f"unknown field `{unknown[0]}`; allowed are {', '.join(base)}")
-        wanted = base | {name: value for name, value in given.items() if value is not None}
-        try:
-            return msgspec.convert(wanted, type(default))
-        except msgspec.ValidationError as error:
-            raise UsageError(str(error)) from None
-
-    return Recipe(
-        architecture=architecture,
-        sampling=changed(base.sampling, sampling),
-        size=changed(base.size, size),
-        head=changed(base.head, head),
-        optimisation=changed(Optimisation(), optimisation),
-        augmentation=changed(UNCHANGED, augmentation or {}),
-        **rest,
-    )
 
 
 def fit_all(
@@ -222,15 +141,17 @@ def fit(
     run.mkdir(parents=True, exist_ok=True)
     if trainer.is_global_zero:
         write_inputs(run, manifest)
+    weights = weights_file(recipe, report.say)
     model = build(
         recipe.architecture,
         recipe.head,
         len(manifest.classes),
         size=recipe.size,
         frames=recipe.sampling.frames,
-        encoder_weights=recipe.encoder_weights,
+        encoder_weights=None if weights is None else str(weights),
         say=report.say,
     )
+    began_with = described(weights)  # after hours of training the file may be another one
     source, net = source_for(model, manifest, recipe, report, cache)
     _train(trainer, net, source, manifest, recipe, run, report)
     if trainer.is_global_zero:
@@ -238,7 +159,7 @@ def fit(
         val = clips_of(source, manifest, recipe, "val")
         calibration = calibrate(net, _batches(val, Order(val, shuffle=False), recipe) if len(val) else None)
         report.say(calibration.note)
-        write_bundle(bundle, model, manifest, recipe, read_metrics(run / METRICS_FILE)[-1], calibration)
+        write_bundle(bundle, model, manifest, recipe, began_with, read_metrics(run / METRICS_FILE)[-1], calibration)
     return bundle
 
 

@@ -3,7 +3,7 @@
 out/<split>/<class>/<video>.npy ...    out/features.csv: file, video, label, split, group
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +13,15 @@ from harec_deploy.files import atomic_write
 from harec_deploy.models import CLIPWISE, FramewiseModel, build
 from training.datasets import Manifest, Sample
 from training.features import Grid, StoredFeatures, stored_features
-from training.fit import Recipe
 from training.frames import places, same_settings, write_table
+from training.settings import Recipe
+from training.sources import weights_file
 from training.store import Progress
 
 
-def precompute(manifest: Manifest, recipe: Recipe, cache: Path, progress: Progress) -> StoredFeatures:
+def precompute(
+    manifest: Manifest, recipe: Recipe, cache: Path, progress: Progress, say: Callable[[str], None]
+) -> StoredFeatures:
     """Return the features of a manifest's videos, from the file in ``cache`` that ``fit`` with the same recipe takes.
 
     Raises:
@@ -30,12 +33,13 @@ def precompute(manifest: Manifest, recipe: Recipe, cache: Path, progress: Progre
         raise UsageError(
             "features are those of a frozen encoder: give --encoder-weights, and a recipe without finetune"
         )
+    weights = weights_file(recipe, say)
     model = build(
         recipe.architecture,
         recipe.head,
         len(manifest.classes),
         size=recipe.size,
-        encoder_weights=recipe.encoder_weights,
+        encoder_weights=None if weights is None else str(weights),
     )
     assert isinstance(model, FramewiseModel)
     paths = [sample.path for sample in manifest.samples]

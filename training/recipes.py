@@ -15,8 +15,9 @@ import torch
 import torchvision
 
 from harec_deploy.errors import UsageError
+from harec_deploy.models import hub
 from training.datasets.layouts import DataSettings
-from training.fit import Recipe, recipe_for
+from training.settings import Recipe, recipe_for
 from training.synthetic import ACTIONS, synthesize
 
 FOLDER = Path(__file__).parent / "recipes"
@@ -99,7 +100,7 @@ def with_random_weights(written: RecipeFile, folder: Path) -> RecipeFile:
     """Return the recipe with random weights in place of a pre-trained encoder's, from a file as those would come."""
     if written.encoder_weights is None:
         return written
-    backbone = "resnet50" if written.architecture == "i3d_r50_lstm" else written.architecture.removesuffix("_lstm")
+    backbone = hub.NETS[written.architecture]
     torch.manual_seed(written.seed)
     path = folder / f"{backbone}.pth"
     torch.save(torchvision.models.get_model(backbone, weights=None).state_dict(), path)

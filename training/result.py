@@ -18,7 +18,7 @@ from training.calibration import Calibration
 from training.datasets import Manifest, Sample, write_manifest
 
 if TYPE_CHECKING:
-    from training.fit import Recipe
+    from training.settings import Recipe
 
 PROOF_CLIPS = 100  # held-out clips that export proves the model on, and those that it calibrates on, at most
 
@@ -48,14 +48,19 @@ def write_bundle(
     model: Model,
     manifest: Manifest,
     recipe: "Recipe",
+    began_with: dict[str, str],
     metrics: dict[str, float],
     calibration: Calibration,
 ) -> None:
-    """Write a trained model, the recipe it was made by, and the ``metrics`` of its last epoch to ``folder``."""
+    """Write a trained model, the recipe it was made by, and the ``metrics`` of its last epoch to ``folder``.
+
+    began_with: "name" and "sha256" of the file of its encoder's first weights; empty where there was none.
+    """
     held_out = manifest.only("test").samples or manifest.only("val").samples
     training = {
         "videos": {split: len(manifest.only(split).samples) for split in ("train", "val", "test")},
         "encoder_weights": recipe.encoder_weights or "none",
+        **{f"encoder_weights_{fact}": value for fact, value in began_with.items()},
         "encoder": _trained_part(recipe),
         "flip": recipe.flip,
         "seed": recipe.seed,

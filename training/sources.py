@@ -1,24 +1,40 @@
 """What a recipe trains on: features, stored frames or videos, and the part of the model that is trained on them."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import nn
 
+from harec_deploy.files import sha256
 from harec_deploy.models import FramewiseModel, Model
 from harec_deploy.models.clipwise import ClipwiseModel
+from harec_deploy.models.hub import local_file
 from training.datasets import Manifest
 from training.features import DecodedFrames, Grid, Source, stored_features, stored_frames
 from training.module import Clips
+from training.settings import Recipe
 
 if TYPE_CHECKING:
-    from training.fit import Recipe, Report
+    from training.fit import Report
 
 STORE_BYTES = 8 << 30  # frames of up to this size are decoded once; above, in every epoch
 
 
+def weights_file(recipe: Recipe, say: Callable[[str], None]) -> Path | None:
+    """Return the file with the encoder's first weights, fetched if it is a name or an address. Raises UsageError."""
+    if recipe.encoder_weights is None:
+        return None
+    return local_file(recipe.encoder_weights, recipe.architecture, say)
+
+
+def described(weights: Path | None) -> dict[str, str]:
+    """Return what is kept of a file of weights: its name and its SHA-256."""
+    return {} if weights is None else {"name": weights.name, "sha256": sha256(weights)}
+
+
 def source_for(
-    model: Model, manifest: Manifest, recipe: "Recipe", report: "Report", cache: Path
+    model: Model, manifest: Manifest, recipe: Recipe, report: "Report", cache: Path
 ) -> tuple[Source, nn.Module]:
     """Return where clips come from and the part of the model that is trained on them."""
     paths = [sample.path for sample in manifest.samples]
@@ -38,7 +54,7 @@ def source_for(
     return stored_frames(paths, grid, cache, report.step), model
 
 
-def clips_of(source: Source, manifest: Manifest, recipe: "Recipe", split: str) -> Clips:
+def clips_of(source: Source, manifest: Manifest, recipe: Recipe, split: str) -> Clips:
     """Return the clips of one split, those of "train" augmented as the recipe says."""
     labels = manifest.labels(manifest.classes)
     indices = [i for i, sample in enumerate(manifest.samples) if sample.split == split]

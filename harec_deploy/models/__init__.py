@@ -25,6 +25,7 @@ from harec_deploy.models.cnn3d import cnn3d_lstm
 from harec_deploy.models.convlstm import convlstm
 from harec_deploy.models.encoders import BACKBONES, FrameEncoder, frame_encoder, one_line
 from harec_deploy.models.head import LSTMHead
+from harec_deploy.models.hub import local_file
 from harec_deploy.models.i3d import i3d_r50_lstm, load_pretrained
 from harec_deploy.models.lrcn import lrcn_encoder
 from harec_deploy.sampling import ClipSampling
@@ -114,25 +115,25 @@ def build(
     """Return a recogniser with fresh weights, its encoder pre-trained if ``encoder_weights`` says so.
 
     frames: of a clip, which ``convlstm`` takes no others of; the architecture's own by default.
-    encoder_weights: "imagenet" for torchvision's weights, the path of a local file, or None for random ones.
-    say: is told what of a file was left out, where that is not plain from the architecture.
+    encoder_weights: what ``local_file`` takes: "imagenet", "kinetics400", an address, a path; None for random ones.
+    say: is told what was downloaded, and what of a file was left out, where that is not plain from the architecture.
 
     Raises:
-        UsageError: no such architecture, clips that are too small for it, or weights that do not fit it.
+        UsageError: no such architecture, clips that are too small for it, or weights that do not fit it or are not to
+            be had.
     """
     if architecture not in ARCHITECTURES:
         raise UsageError(f"unknown architecture {architecture!r}; allowed are {', '.join(ARCHITECTURES)}")
     known = ARCHITECTURES[architecture]
-    if encoder_weights is not None and not known.pretrained:
-        raise UsageError(f"{architecture} has no pre-trained encoder: leave --encoder-weights out")
+    weights = None if encoder_weights is None else str(local_file(encoder_weights, architecture, say))
     if architecture in CLIPWISE:
         count = known.sampling.frames if frames is None else frames
         model = CLIPWISE[architecture](head, classes, frames=count, size=size)
-        if encoder_weights is not None:
-            load_pretrained(model.encoder, encoder_weights, say)
+        if weights is not None:
+            load_pretrained(model.encoder, weights, say)
         return model
     backbone = architecture.removesuffix("_lstm")
-    encoder = lrcn_encoder(size) if backbone == "lrcn" else frame_encoder(backbone, encoder_weights)
+    encoder = lrcn_encoder(size) if backbone == "lrcn" else frame_encoder(backbone, weights)
     return FramewiseModel(encoder, LSTMHead(encoder.feature_dim, classes, head))
 
 

@@ -123,10 +123,10 @@ BACKBONES: dict[str, tuple[Callable[[nn.Module], nn.Module], int]] = {
 def frame_encoder(backbone: str, weights: str | None) -> FrameEncoder:
     """Return a torchvision network without its classifier.
 
-    weights: "imagenet", the path of a state dict for the whole torchvision network, or None.
+    weights: the path of a state dict for the whole torchvision network, or None.
 
     Raises:
-        UsageError: the weights do not fit, or cannot be downloaded.
+        UsageError: the weights do not fit, or cannot be read.
     """
     trunk, feature_dim = BACKBONES[backbone]
     net = torchvision_net(backbone, weights)
@@ -137,22 +137,11 @@ def torchvision_net(backbone: str, weights: str | None) -> nn.Module:
     """Return a whole torchvision network, its weights from where ``frame_encoder`` takes them.
 
     Raises:
-        UsageError: the weights do not fit, or cannot be downloaded.
+        UsageError: the weights do not fit, or cannot be read.
     """
-    if weights == "imagenet":
-        return _download(backbone)
     net: nn.Module = torchvision.models.get_model(backbone, weights=None)
     if weights is not None:
         load_strictly(net, load_local_weights(Path(weights)), f"{weights} is not for {backbone}")
-    return net
-
-
-def _download(backbone: str) -> nn.Module:
-    try:
-        net: nn.Module = torchvision.models.get_model(backbone, weights="DEFAULT", progress=False)
-    except OSError as error:
-        message = f"ImageNet weights of {backbone} cannot be downloaded ({error}): use --encoder-weights FILE"
-        raise UsageError(message) from None
     return net
 
 
@@ -205,7 +194,7 @@ def load_local_weights(path: Path) -> dict[str, Tensor]:
         UsageError: the file is missing, damaged, or holds more than tensors.
     """
     if not path.is_file():
-        raise UsageError(f"encoder weights {path} not found: give a file, 'imagenet' or nothing")
+        raise UsageError(f"encoder weights {path} not found: give a file, imagenet, kinetics400 or an address")
     try:
         state = load_file(path) if path.suffix == ".safetensors" else load_plain(path)
     except _UNREADABLE as error:

@@ -134,20 +134,19 @@ def load_pretrained(encoder: ClipEncoder, weights: str, say: Callable[[str], Non
     """Give the encoder weights, and the normalisation that they were trained with.
 
     weights: a file of Kinetics-400 weights in PyTorchVideo's layout, or of ImageNet weights of torchvision's resnet50,
-    which are inflated; "imagenet" downloads those.
+    which are inflated.
     say: is told what the encoder was made of, and what of a file was left out.
 
     Raises:
-        UsageError: weights of another network, or that cannot be read or downloaded.
+        UsageError: weights of another network, or that cannot be read.
     """
-    if weights != "imagenet":
-        state = load_local_weights(Path(weights))
-        if "conv1.weight" not in state:  # which every ResNet of torchvision has
-            left_out = [name for name in KINETICS_CLASSIFIER if state.pop(name, None) is not None]
-            complaint = f"{weights} is neither PyTorchVideo's i3d_r50 nor torchvision's resnet50"
-            load_strictly(encoder.backbone, state, complaint)
-            say(f"encoder: {weights}, PyTorchVideo's i3d_r50; left out: {', '.join(left_out) or 'nothing'}")
-            return
+    state = load_local_weights(Path(weights))
+    if "conv1.weight" not in state:  # which every ResNet of torchvision has
+        left_out = [name for name in KINETICS_CLASSIFIER if state.pop(name, None) is not None]
+        complaint = f"{weights} is neither PyTorchVideo's i3d_r50 nor torchvision's resnet50"
+        load_strictly(encoder.backbone, state, complaint)
+        say(f"encoder: {weights}, PyTorchVideo's i3d_r50; left out: {', '.join(left_out) or 'nothing'}")
+        return
     flat = torchvision_net("resnet50", weights).state_dict()
     encoder.backbone.load_state_dict(inflated(flat, encoder.backbone.state_dict()))
     encoder.normalise_by(IMAGENET_MEAN, IMAGENET_STD)

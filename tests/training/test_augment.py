@@ -19,8 +19,9 @@ from training import recipes
 from training.augment import Augmentation
 from training.datasets import Sample, scan_folders
 from training.features import DecodedFrames, Grid
-from training.fit import fit, recipe_for
+from training.fit import fit
 from training.module import Clips
+from training.settings import recipe_for
 from training.splits import split
 
 STRONG = Augmentation(crop=0.4, colour=0.5, hue=0.2)

@@ -25,8 +25,9 @@ from training.__main__ import app
 from training.calibration import BINS, HIGH, LOW, MIN_CLIPS, calibrate, fit_temperature, reliability
 from training.datasets import Sample, write_manifest
 from training.evaluate import predict, write
-from training.fit import Report, fit, recipe_for
+from training.fit import Report, fit
 from training.metrics import FAILED, Prediction, summed_up
+from training.settings import recipe_for
 
 VAL_VIDEOS, WRONG = 36, 4
 

@@ -23,8 +23,9 @@ from harec_deploy.models import CLIPWISE, from_bundle
 from harec_deploy.runners import installed
 from training.datasets import Sample, scan_folders
 from training.evaluate import predict
-from training.fit import Recipe, Report, fit, recipe_for
+from training.fit import Report, fit
 from training.module import read_metrics
+from training.settings import Recipe, recipe_for
 from training.splits import split
 
 

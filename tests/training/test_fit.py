@@ -20,8 +20,9 @@ from harec_deploy.files import sha256
 from harec_deploy.models import build
 from training.__main__ import app
 from training.datasets import Sample, scan_folders, write_manifest
-from training.fit import Recipe, Report, fit, fit_all, recipe_for
+from training.fit import Report, fit, fit_all
 from training.module import Module, Optimisation, read_metrics
+from training.settings import Recipe, recipe_for
 from training.splits import split
 
 NONE: dict[str, object] = {}

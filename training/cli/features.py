@@ -43,7 +43,7 @@ def features(
     }
     what, data = recipes.to_recipe(recipes.read(recipe, given)), read_manifest(manifest)
     with console.counted("videos") as step:
-        found = precompute(data, what, cache or manifest.parent / "cache", step)
+        found = precompute(data, what, cache or manifest.parent / "cache", step, console.say)
     console.say(f"features of {len(data.samples)} videos in {found.rows.path}; fit with the same options takes them")
     if npy is not None:
         write_npy(data.samples, found, Grid(what.sampling, what.size), npy)

@@ -29,7 +29,9 @@ RecipeName = Annotated[
 Architecture = Annotated[
     str | None, typer.Option(help="One that python -m training models lists; resnet50_lstm by default.")
 ]
-EncoderWeights = Annotated[str | None, typer.Option(help="imagenet, or a file with the encoder's state dict.")]
+EncoderWeights = Annotated[
+    str | None, typer.Option(help="imagenet, kinetics400 (for I3D), an address, or a file with the weights.")
+]
 Frames = Annotated[int | None, typer.Option(help="Frames of a clip; the architecture's by default.")]
 FrameSize = Annotated[int | None, typer.Option("--size", help="Width and height of a frame in pixels.")]
 Resize = Annotated[str | None, typer.Option(help="stretch, or crop: shorter side and centre crop.")]
