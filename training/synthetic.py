@@ -266,6 +266,7 @@ def synthesize(
     *,
     actors: int = 10,
     clips_per_action: int = 4,
+    own_actors: bool = False,
     seed: int = 0,
     suffix: str = "",
     workers: int | None = None,
@@ -275,8 +276,9 @@ def synthesize(
 
     Actors with an even number are H.264 in .mp4, the others MPEG-4 part 2 in .avi; or all have the ``suffix``, which
     may be .mpg for MPEG-1 too. Files that are already there are kept, so an interrupted run goes on where it stopped;
-    another seed needs another folder. ``workers`` are processes, by default one per core. ``progress`` is called with
-    the numbers of finished clips and of all clips, at the start and after every clip.
+    other actors or another seed need another folder. ``own_actors``: every action has people of its own, as in UCF,
+    where group 1 of one class is another scene than group 1 of the next. ``workers`` are processes, by default one per
+    core. ``progress`` is called with the numbers of finished clips and of all clips, at the start and after every clip.
 
     Raises:
         UsageError: fewer than 2 actors, no clips, or a negative seed.
@@ -285,8 +287,9 @@ def synthesize(
         if value < least:
             raise UsageError(f"{name} is {value}; allowed are {least} and above")
     kinds = (suffix, suffix) if suffix else (".mp4", ".avi")
+    first = {action: own_actors * actors * place for place, action in enumerate(ACTIONS)}  # of its actors
     takes = {
-        out / action / f"v_{action}_g{actor:02d}_c{clip:02d}{kinds[actor % 2]}": (action, actor, clip)
+        out / action / f"v_{action}_g{actor:02d}_c{clip:02d}{kinds[actor % 2]}": (action, first[action] + actor, clip)
         for actor, action, clip in itertools.product(range(actors), ACTIONS, range(clips_per_action))
     }
     missing = [path for path in takes if not path.exists()]

@@ -111,6 +111,22 @@ def test_resume_renders_only_what_is_missing(
     assert calls == [(15, 16), (16, 16)]
 
 
+def test_actions_may_have_actors_of_their_own(tmp_path: Path) -> None:
+    """The third action's first actor of two is number 4; what is in the file is what is drawn of that one."""
+    lost = tmp_path / "sit_down/v_sit_down_g00_c00.mp4"
+    for action in ACTIONS:  # what is there is not rendered again: all but one
+        (tmp_path / action).mkdir()
+        for actor, kind in enumerate(("mp4", "avi")):
+            (tmp_path / action / f"v_{action}_g{actor:02d}_c00.{kind}").touch()
+    lost.unlink()
+    assert lost in synthesize(tmp_path, actors=2, clips_per_action=1, own_actors=True, workers=1)
+    with av.open(str(lost)) as container:
+        (first, *_) = container.decode(video=0)
+    seen = first.to_ndarray(format="rgb24").astype(np.int16)
+    errors = [np.abs(seen - clip("sit_down", actor)[0]).mean() for actor in (0, 4)]
+    assert errors[1] < 6 < errors[0]
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
