@@ -42,6 +42,20 @@ def accuracy_table() -> str:
     return "\n".join(rows)
 
 
+def leak_table() -> str:
+    """Return what each split promises, and what its models are worth on people never seen."""
+    facts = json.loads((RESULTS / "leak.json").read_text())
+    seeds = len(facts["random"]["runs"])
+    rows = [f"| accuracy, mean of {seeds} seeds | its own test videos | people never seen |", "|---|---|---|"]
+    for name, told in (("random", "`--split-by random`"), ("group", "`--split-by group`")):
+        cells = []
+        for side in (facts[name]["test"], facts[name]["new_people"]):
+            low, high = side["95%"]
+            cells.append(f"{side['mean']:.3f} ({low:.2f} to {high:.2f})")
+        rows.append(f"| {told} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
 def end_to_end_table() -> str:
     """Return videos a second from file to label, and how many times the notebook's loop that is."""
     facts = json.loads((RESULTS / "end_to_end.json").read_text())
@@ -98,6 +112,7 @@ def gpu_table() -> str:
 TABLES = {
     "decode": decode_table,
     "accuracy": accuracy_table,
+    "leak": leak_table,
     "end_to_end": end_to_end_table,
     "windows": windows_table,
     "folders": folders_table,
