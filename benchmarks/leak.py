@@ -30,10 +30,12 @@ import typer
 from decode import VIDEOS_FOLDER, machine
 from rich.console import Console
 
+from harec_deploy.intervals import wilson
 from training.datasets import Sample, scan_folders
 from training.evaluate import predict
-from training.fit import Report, fit, recipe_for
-from training.metrics import summed_up, wilson
+from training.fit import SILENT, fit
+from training.metrics import summed_up
+from training.settings import recipe_for
 from training.splits import split
 from training.synthetic import synthesize
 
@@ -58,8 +60,7 @@ def accuracy(bundle: Path, samples: list[Sample]) -> dict[str, Any]:
 
 def one_run(samples: list[Sample], new_people: list[Sample], out: Path, by: str, seed: int) -> dict[str, Any]:
     divided, told = split(samples, SHARES, seed, by)
-    silent = Report(say=lambda text: None, step=lambda done, total: None, epoch=lambda number, total, facts: None)
-    bundle = fit(divided, recipe_for("lrcn", seed=seed, **RECIPE), out / f"{by}-{seed}", silent, cache=out / "cache")
+    bundle = fit(divided, recipe_for("lrcn", seed=seed, **RECIPE), out / f"{by}-{seed}", SILENT, cache=out / "cache")
     held_out = [sample for sample in divided if sample.split == "test"]
     figures = {side: accuracy(bundle, own) for side, own in zip(SIDES, (held_out, new_people), strict=True)}
     return {"by": by, "seed": seed, "split": told, **figures}
