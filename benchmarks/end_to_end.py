@@ -40,7 +40,8 @@ from harec_deploy.label.journal import read_rows
 from harec_deploy.label.options import Options
 from harec_deploy.label.run import label, make_plan
 from harec_deploy.label.workers import Decoded, decode_ahead, default_workers
-from harec_deploy.recognizer import Recognizer, load
+from harec_deploy.loading import load
+from harec_deploy.recognizer import Recognizer
 from tests.media import Clip, make_packed_avi
 
 

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from benchmarks.gpu_check import Row, Setup
 from benchmarks.gpu_machine import nvidia_smi
 from benchmarks.gpu_videos import LEARNT, bundle_of, read_clips, videos
-from harec_deploy.bundle import Bundle, Proof, load, save
+from harec_deploy.bundle import Bundle, load, save
 from harec_deploy.errors import HarecError
 from harec_deploy.recognizer import Recognizer
 from harec_deploy.runners import RUNNERS, Execution, get
+from harec_deploy.spec import Proof
 
 BATCHES, TINY_BATCHES = (1, 8, 32, 128), (1, 4)  # clips
 WARM_UP = 3  # calls, in which kernels are chosen and graphs recorded

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 
 from benchmarks.decode import X264, scene
 from benchmarks.gpu_check import Row, Setup
-from harec_deploy.bundle import Bundle, BundleSpec, Variant, load, save
+from harec_deploy.bundle import Bundle, load, save
 from harec_deploy.decode import VideoInfo, choose
 from harec_deploy.machine import cpu
 from harec_deploy.runners import RUNNERS
 from harec_deploy.sampling import whole
+from harec_deploy.spec import BundleSpec, Variant
 from tests.media import Clip, make_packed_avi, write_frames
 
 

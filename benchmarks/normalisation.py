@@ -23,12 +23,12 @@ from decode import machine
 from rich.console import Console
 from torch import nn
 
-from harec_deploy.bundle import BundleSpec, FileRef
 from harec_deploy.export.onnx import write_graphs
 from harec_deploy.models import ARCHITECTURES, FramewiseModel, build
 from harec_deploy.models.encoders import FrameEncoder
 from harec_deploy.runners.onnx import OnnxRunner
 from harec_deploy.runners.openvino import OpenVINORunner
+from harec_deploy.spec import BundleSpec, FileRef
 
 NAMES = ("lrcn", "mobilenet_v2_lstm", "resnet50_lstm")
 FRAMES = 16

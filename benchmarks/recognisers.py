@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from harec_deploy.bundle import Bundle, BundleSpec, FileRef, HeadSpec, file_ref, save
+from harec_deploy.bundle import Bundle, file_ref, save
 from harec_deploy.bundle import load as load_bundle
 from harec_deploy.models import ARCHITECTURES, FramewiseModel, build, from_bundle
 from harec_deploy.models.encoders import IMAGENET_MEAN, IMAGENET_STD
 from harec_deploy.sampling import Window
+from harec_deploy.spec import BundleSpec, FileRef, HeadSpec
 
 Labels = dict[str, str]
 

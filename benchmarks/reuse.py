@@ -38,7 +38,7 @@ from rich.console import Console
 from harec_deploy.decode import Size
 from harec_deploy.decode.pyav import PyAVDecoder
 from harec_deploy.export.reuse import prove_reuse
-from harec_deploy.recognizer import load
+from harec_deploy.loading import load
 from harec_deploy.reuse import difference
 from harec_deploy.sampling import Windowing
 from tests.media import Clip, write_frames

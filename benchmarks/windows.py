@@ -23,7 +23,8 @@ from rich.console import Console
 
 from harec_deploy.decode import Frames
 from harec_deploy.decode.pyav import PyAVDecoder
-from harec_deploy.recognizer import Recognizer, load
+from harec_deploy.loading import load
+from harec_deploy.recognizer import Recognizer
 from harec_deploy.sampling import Windowing, shown_at
 from harec_deploy.windows import Track
 from tests.media import Clip, write_frames

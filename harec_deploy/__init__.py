@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from harec_deploy.errors import HarecError, VideoError
-    from harec_deploy.recognizer import Recognizer, VideoResult, load
+    from harec_deploy.loading import load
+    from harec_deploy.recognizer import Recognizer, VideoResult
     from harec_deploy.sampling import Window, Windowing
     from harec_deploy.segments import Segment
 
 __version__ = "0.1.0"
 __all__ = ["HarecError", "Recognizer", "Segment", "VideoError", "VideoResult", "Window", "Windowing", "load"]
 
-_HOMES = {"HarecError": "errors", "VideoError": "errors", "Segment": "segments"}
+_HOMES = {"load": "loading", "HarecError": "errors", "VideoError": "errors", "Segment": "segments"}
 _HOMES |= {"Window": "sampling", "Windowing": "sampling"}
 
 

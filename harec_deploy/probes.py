@@ -218,7 +218,7 @@ def _choice(bundle: str = "") -> dict[str, Any]:
         "devices": list(resolve("auto")),
     }
     if bundle:
-        from harec_deploy.recognizer import load
+        from harec_deploy.loading import load
 
         recognizer = load(bundle)
         runner = recognizer.execution.runner

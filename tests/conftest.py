@@ -9,7 +9,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from harec_deploy.bundle import Bundle, BundleSpec, HeadSpec, file_ref, load, save
+from harec_deploy.bundle import Bundle, file_ref, load, save
+from harec_deploy.spec import BundleSpec, HeadSpec
 from tests.media import make_video
 
 # A shell that starts the tests in the background makes them ignore these, and what they start would too.

@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from harec_deploy.bundle import HeadSpec, file_ref, load, read_safetensors
+from harec_deploy.bundle import file_ref, load, read_safetensors
 from harec_deploy.errors import BundleError
+from harec_deploy.spec import HeadSpec
 
 
 def edit(folder: Path, change: Callable[[dict], None]) -> None:

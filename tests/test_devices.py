@@ -22,7 +22,8 @@ from harec_deploy.label.engine_messages import Load, Work
 from harec_deploy.label.engines import Engines, Here, load_engines
 from harec_deploy.label.journal import Row, read_header, read_rows
 from harec_deploy.label.options import Options
-from harec_deploy.label.run import Summary, label, make_plan
+from harec_deploy.label.run import label, make_plan
+from harec_deploy.label.summary import Summary
 from tests.matrix.run import assert_same_label
 from tests.media import cut, make_video
 from tests.test_workers import children

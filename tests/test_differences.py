@@ -81,7 +81,7 @@ def disturb(bundle: Path, graph: str, change: Callable[[Any], Any], where: str =
 
 def load_spec(bundle: Path) -> Any:
     """Return what bundle.json says of files that do not fit it any more."""
-    from harec_deploy.bundle import BundleSpec
+    from harec_deploy.spec import BundleSpec
 
     return msgspec.json.decode((bundle / "bundle.json").read_bytes(), type=BundleSpec)
 

@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import harec_deploy
-from harec_deploy.bundle import Proof, file_ref, load, save
+from harec_deploy.bundle import file_ref, load, save
 from harec_deploy.discover import VideoFile
 from harec_deploy.errors import MissingDependency, ProofError, UsageError
 from harec_deploy.export import export, verify
@@ -18,6 +18,7 @@ from harec_deploy.export.int8 import Int8Options
 from harec_deploy.export.verify import ProofClips, failure, measured, prove, read_clips
 from harec_deploy.models import ARCHITECTURES, build
 from harec_deploy.runners import installed
+from harec_deploy.spec import Proof
 from tests.conftest import write_bundle
 from tests.test_cli import run
 

@@ -23,7 +23,8 @@ from harec_deploy.errors import OutputError, UsageError
 from harec_deploy.label.engine import Stages
 from harec_deploy.label.journal import Row, read_rows
 from harec_deploy.label.options import Options
-from harec_deploy.label.run import Summary, label
+from harec_deploy.label.run import label
+from harec_deploy.label.summary import Summary
 from tests.media import cut, make_audio, make_video
 
 

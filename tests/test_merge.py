@@ -20,7 +20,8 @@ from harec_deploy.label.journal import Header, Journal, Row, make_row, read_head
 from harec_deploy.label.merge import Merged, merge
 from harec_deploy.label.options import Options
 from harec_deploy.label.report import write_report
-from harec_deploy.label.run import Summary, label
+from harec_deploy.label.run import label
+from harec_deploy.label.summary import Summary
 from harec_deploy.recognizer import VideoResult
 from harec_deploy.sampling import Windowing
 from harec_deploy.shard import Shard

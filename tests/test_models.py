@@ -10,12 +10,12 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
-from harec_deploy.bundle import HeadSpec
 from harec_deploy.decode import Size
 from harec_deploy.errors import UsageError
 from harec_deploy.models import ARCHITECTURES, build
 from harec_deploy.models.encoders import BACKBONES, IMAGENET_MEAN, IMAGENET_STD, frame_encoder
 from harec_deploy.models.head import LSTMHead
+from harec_deploy.spec import HeadSpec
 
 
 @pytest.mark.parametrize("name", sorted({"lrcn", *(f"{backbone}_lstm" for backbone in BACKBONES)}))

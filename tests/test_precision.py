@@ -12,7 +12,6 @@ import torch
 from onnx import TensorProto, helper
 from torch import nn
 
-from harec_deploy.bundle import BundleSpec, FileRef, HeadSpec, Variant
 from harec_deploy.decode import Size
 from harec_deploy.errors import BundleError, UsageError
 from harec_deploy.export.onnx import write_graphs
@@ -22,6 +21,7 @@ from harec_deploy.models.unrolled import UnrolledLSTM
 from harec_deploy.runners.onnx import OnnxRunner
 from harec_deploy.runners.openvino import OpenVINORunner
 from harec_deploy.sampling import ClipSampling
+from harec_deploy.spec import BundleSpec, FileRef, HeadSpec, Variant
 
 FRAMES, SIDE, CLASSES = 4, 64, 5
 # How far outputs may be from float32's, as a share of the largest: some rounding errors of 2^-11 and 2^-8 add up.

@@ -11,7 +11,6 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from harec_deploy.bundle import BundleSpec, FileRef, HeadSpec
 from harec_deploy.decode import Size
 from harec_deploy.errors import BundleError, UsageError
 from harec_deploy.export.onnx import write_graphs
@@ -23,6 +22,7 @@ from harec_deploy.runners.onnx import OnnxRunner
 from harec_deploy.runners.openvino import OpenVINORunner
 from harec_deploy.runners.uint8 import with_uint8_activations
 from harec_deploy.sampling import ClipSampling
+from harec_deploy.spec import BundleSpec, FileRef, HeadSpec
 
 SIDE = 64
 INT8_ZERO = np.array(0, np.int8)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from harec_deploy.bundle import BundleSpec, load
+from harec_deploy.bundle import load
 from harec_deploy.decode import DECODERS
 from harec_deploy.decode.pyav import PyAVDecoder
 from harec_deploy.discover import VideoFile
@@ -24,10 +24,12 @@ from harec_deploy.label.child import BatchPlan, Plan
 from harec_deploy.label.decoders import choose_decoders
 from harec_deploy.label.journal import Row, read_header, read_rows
 from harec_deploy.label.options import Options
-from harec_deploy.label.run import Summary, label
+from harec_deploy.label.run import label
 from harec_deploy.label.slots import MAX_LOSSES, Decoded
+from harec_deploy.label.summary import Summary
 from harec_deploy.label.workers import decode_ahead
 from harec_deploy.sampling import whole
+from harec_deploy.spec import BundleSpec
 from tests.media import make_video, rotate
 from tests.test_workers import QUICK, children, plan_for, videos_in
 

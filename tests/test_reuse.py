@@ -20,7 +20,8 @@ from harec_deploy.decode import Frames
 from harec_deploy.errors import OutputError, UsageError
 from harec_deploy.export.reuse import prove_reuse, store
 from harec_deploy.label.options import Options
-from harec_deploy.label.run import Summary, label
+from harec_deploy.label.run import label
+from harec_deploy.label.summary import Summary
 from harec_deploy.recognizer import Recognizer
 from harec_deploy.reuse import BLOCK, Reuse, difference
 from tests.media import Clip, picture, write_frames

@@ -12,7 +12,8 @@ from harec_deploy.discover import discover
 from harec_deploy.errors import OutputError, UsageError
 from harec_deploy.label.journal import read_header, read_rows
 from harec_deploy.label.options import Options
-from harec_deploy.label.run import Summary, label
+from harec_deploy.label.run import label
+from harec_deploy.label.summary import Summary
 from harec_deploy.shard import Shard
 
 

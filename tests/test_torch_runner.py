@@ -15,7 +15,7 @@ import torch
 
 import harec_deploy
 from harec_deploy.__main__ import app
-from harec_deploy.bundle import WEIGHTS_VARIANT, Bundle, load
+from harec_deploy.bundle import Bundle, load
 from harec_deploy.errors import BundleError, MissingDependency, ProofError, UsageError
 from harec_deploy.export import export, export_weights, verify
 from harec_deploy.label.options import Options
@@ -26,6 +26,7 @@ from harec_deploy.runners import RUNNERS, executions, get, installed
 from harec_deploy.runners import torch as runners_torch
 from harec_deploy.runners.parts import OutOfMemory, Parts
 from harec_deploy.runners.torch import TorchRunner
+from harec_deploy.spec import WEIGHTS_VARIANT
 from tests.conftest import write_bundle
 from tests.test_bundle import edit
 from tests.test_recognizer import clips

@@ -15,13 +15,14 @@ from onnx import TensorProto, helper
 
 import harec_deploy
 from harec_deploy import Windowing
-from harec_deploy.bundle import Variant, file_ref, load, save
+from harec_deploy.bundle import file_ref, load, save
 from harec_deploy.decode import DECODERS, Frames, VideoInfo, choose
 from harec_deploy.errors import UsageError
 from harec_deploy.label.options import Options
 from harec_deploy.label.run import label
 from harec_deploy.recognizer import Recognizer
 from harec_deploy.sampling import ClipSampling, Window, shown_at, sliding
+from harec_deploy.spec import Variant
 from harec_deploy.windows import Track
 from tests.conftest import write_bundle
 from tests.media import flip_bytes, make_video

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harec_deploy.bundle import BundleSpec, load
+from harec_deploy.bundle import load
 from harec_deploy.decode import DECODERS, choose
 from harec_deploy.discover import VideoFile, discover
 from harec_deploy.label.child import Limits, Plan
 from harec_deploy.label.workers import Decoded, decode_ahead
 from harec_deploy.sampling import whole
+from harec_deploy.spec import BundleSpec
 
 QUICK = Limits(memory_bytes=2 << 30, seconds=2.0)
 

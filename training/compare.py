@@ -17,9 +17,10 @@ from harec_deploy.bundle import SPEC_FILE, load
 from harec_deploy.errors import UsageError
 from harec_deploy.files import atomic_write
 from harec_deploy.intervals import wilson
+from harec_deploy.loading import clips_per_s
+from harec_deploy.loading import load as load_recognizer
 from harec_deploy.machine import cpu
-from harec_deploy.recognizer import Recognizer, clips_per_s
-from harec_deploy.recognizer import load as load_recognizer
+from harec_deploy.recognizer import Recognizer
 from training.costs import Cost, cost
 from training.datasets import Sample, read_manifest
 from training.evaluate import Progress, deployed, labelled, run_folders, write_csv
@@ -145,7 +146,7 @@ def compare(
 ) -> list[Result]:
     """Measure every contender.
 
-    runner, precision, variant: what executes all of them, as for ``recognizer.load``.
+    runner, precision, variant: what executes all of them, as for ``loading.load``.
 
     Raises:
         UsageError: a bundle cannot be run like that.

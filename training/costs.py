@@ -7,9 +7,9 @@ import msgspec
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from harec_deploy.bundle import HeadSpec
 from harec_deploy.decode import Size
 from harec_deploy.models import ARCHITECTURES, FramewiseModel, build
+from harec_deploy.spec import HeadSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,16 +15,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from harec_deploy.bundle import Bundle, BundleSpec, load
+from harec_deploy.bundle import Bundle, load
 from harec_deploy.decode import VideoInfo, choose
 from harec_deploy.errors import UsageError, VideoError
 from harec_deploy.files import atomic_write
 from harec_deploy.intervals import wilson
 from harec_deploy.label.journal import read_header, read_rows
+from harec_deploy.loading import load as load_recognizer
 from harec_deploy.models import from_bundle
 from harec_deploy.recognizer import Recognizer, softmax
-from harec_deploy.recognizer import load as load_recognizer
 from harec_deploy.sampling import whole
+from harec_deploy.spec import BundleSpec
 from training.datasets import Sample, read_manifest
 from training.metrics import EXAMPLES, FAILED, TOP, Evaluation, Prediction, summed_up
 
@@ -83,7 +84,7 @@ def deployed(recognizer: Recognizer) -> Model:
 def model_of(bundle: Path, *, runner: str = "", precision: str = "auto", variant: str = "auto") -> Model:
     """Return a bundle's PyTorch model, or an exported variant if one of the arguments asks for it.
 
-    runner, precision, variant: as for ``recognizer.load``.
+    runner, precision, variant: as for ``loading.load``.
 
     Raises:
         UsageError: no such way to run the bundle.

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 from safetensors.torch import save_file
 
 from harec_deploy import __version__
-from harec_deploy.bundle import WEIGHTS_FILE, BundleSpec, file_ref, save
+from harec_deploy.bundle import WEIGHTS_FILE, file_ref, save
 from harec_deploy.files import atomic_folder, atomic_write
 from harec_deploy.models import FramewiseModel, Model
+from harec_deploy.spec import BundleSpec
 from training.calibration import Calibration
 from training.datasets import Manifest, Sample, write_manifest
 

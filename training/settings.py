@@ -5,11 +5,11 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from harec_deploy.bundle import HeadSpec
 from harec_deploy.decode import Size
 from harec_deploy.errors import UsageError
 from harec_deploy.models import ARCHITECTURES, CLIPWISE
 from harec_deploy.sampling import ClipSampling
+from harec_deploy.spec import HeadSpec
 from training.augment import UNCHANGED, Augmentation
 from training.module import Optimisation
 

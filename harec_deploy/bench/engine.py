@@ -14,13 +14,14 @@ from harec_deploy.bench.measure import P99_CALLS, Budget, Timing, Work, interlea
 from harec_deploy.bench.noise import Watch
 from harec_deploy.bench.result import Result, Row, made, rate, times, unsure, way_row
 from harec_deploy.bench.ways import Clips, accuracy, find_clips, find_ways, load_ways
-from harec_deploy.bundle import WEIGHTS_VARIANT, Bundle, BundleSpec
+from harec_deploy.bundle import Bundle
 from harec_deploy.bundle import load as load_bundle
 from harec_deploy.errors import UsageError
 from harec_deploy.machine import cpu
 from harec_deploy.picks import Pick, store
 from harec_deploy.recognizer import Recognizer
 from harec_deploy.runners import Execution
+from harec_deploy.spec import WEIGHTS_VARIANT, BundleSpec
 
 CALLS = 4  # of each stream in a round: enough to keep the others company nearly all the time
 SATURATED = 0.03  # a batch of twice the size that brings less than this is no gain

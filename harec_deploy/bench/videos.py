@@ -19,8 +19,8 @@ from harec_deploy.discover import VideoFile
 from harec_deploy.errors import UsageError, VideoError
 from harec_deploy.export.verify import REFERENCE, spread
 from harec_deploy.label.options import Options
-from harec_deploy.label.run import Summary
 from harec_deploy.label.run import label as label_videos
+from harec_deploy.label.summary import Summary
 from harec_deploy.runners import Execution
 from harec_deploy.sampling import ClipSampling, whole
 

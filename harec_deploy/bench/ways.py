@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harec_deploy.bundle import Bundle, BundleSpec
+from harec_deploy.bundle import Bundle
 from harec_deploy.errors import BundleError, DeviceError, UsageError
 from harec_deploy.export.verify import read_clips
 from harec_deploy.intervals import wilson
 from harec_deploy.recognizer import Recognizer
 from harec_deploy.runners import RUNNERS, Execution, executions
+from harec_deploy.spec import BundleSpec
 
 _WAY = re.compile(r"(?P<variant>\S+) on (?P<runner>\S+) in (?P<precision>\S+)(?: on \S+)?")
 

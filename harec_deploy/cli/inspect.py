@@ -8,7 +8,7 @@ import typer
 from harec_deploy.cli import console
 
 if TYPE_CHECKING:
-    from harec_deploy.bundle import BundleSpec
+    from harec_deploy.spec import BundleSpec
 
 
 def inspect(

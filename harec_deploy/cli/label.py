@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from harec_deploy.bundle import Bundle
     from harec_deploy.label.options import Progress
-    from harec_deploy.label.run import Summary
+    from harec_deploy.label.summary import Summary
 
 TABLE_ROWS = 40
 LINE_EVERY_S = 10.0  # where there is no terminal to draw a bar on

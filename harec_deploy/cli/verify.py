@@ -11,8 +11,8 @@ from harec_deploy.errors import ProofError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from harec_deploy.bundle import DecoderProof
     from harec_deploy.export.differences import Comparison
+    from harec_deploy.spec import DecoderProof
 
 
 def verify(
@@ -41,7 +41,7 @@ def verify(
     from harec_deploy.export.differences import compare
     from harec_deploy.export.verify import REFERENCE
     from harec_deploy.label.decoders import choose_decoders
-    from harec_deploy.recognizer import load
+    from harec_deploy.loading import load
 
     where = choose_decoders(decoder, device).device if decoder == "dali" else resolve(device)[0]
     recognizer = load(bundle, runner=runner, precision=precision, device=device, variant=variant, on_trial=True)

@@ -9,25 +9,14 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from harec_deploy.bundle import (
-    CHECK_FILE,
-    WEIGHTS_VARIANT,
-    Bundle,
-    BundleSpec,
-    FileRef,
-    Proof,
-    Quantisation,
-    Variant,
-    file_ref,
-    load,
-    save,
-)
+from harec_deploy.bundle import CHECK_FILE, Bundle, file_ref, load, save
 from harec_deploy.devices import resolve
 from harec_deploy.errors import BundleError, ProofError, UsageError
 from harec_deploy.export.verify import Check, ProofClips, failure, prove, read_clips, reference_logits
 from harec_deploy.files import atomic_folder, atomic_write
 from harec_deploy.recognizer import Recognizer
 from harec_deploy.runners import Execution, Runner, candidates, installed
+from harec_deploy.spec import WEIGHTS_VARIANT, BundleSpec, FileRef, Proof, Quantisation, Variant
 
 if TYPE_CHECKING:
     from harec_deploy.export.int8 import Int8Options

@@ -6,12 +6,13 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from harec_deploy.bundle import Bundle, BundleSpec, DecoderProof, save
+from harec_deploy.bundle import Bundle, save
 from harec_deploy.decode import Decoder, Frames, Refused, choose
 from harec_deploy.discover import VideoFile
 from harec_deploy.errors import UsageError, VideoError
 from harec_deploy.export.verify import MIN_AGREEMENT, REFERENCE, frames_of, spread
 from harec_deploy.recognizer import Recognizer
+from harec_deploy.spec import BundleSpec, DecoderProof
 
 Progress = Callable[[int, int], None]
 

@@ -10,7 +10,6 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from harec_deploy.bundle import WEIGHTS_VARIANT, DecoderProof
 from harec_deploy.decode import choose
 from harec_deploy.discover import VideoFile
 from harec_deploy.errors import MissingDependency, ProofError
@@ -20,6 +19,7 @@ from harec_deploy.export.verify import MAX_ACCURACY_LOSS, MIN_AGREEMENT, REFEREN
 from harec_deploy.intervals import wilson
 from harec_deploy.recognizer import Recognizer
 from harec_deploy.runners import Execution, get
+from harec_deploy.spec import WEIGHTS_VARIANT, DecoderProof
 
 ROUNDING = 1e-4  # probabilities that differ by less are the same ones, added up in another order
 NAMED = 5  # flipped clips in an error's one line

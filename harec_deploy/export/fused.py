@@ -11,7 +11,7 @@ from pathlib import Path
 import onnx
 from onnx import ModelProto, compose, parser
 
-from harec_deploy.bundle import BundleSpec
+from harec_deploy.spec import BundleSpec
 
 
 def write_fused(graphs: Mapping[str, Path], spec: BundleSpec, folder: Path) -> dict[str, Path]:

@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harec_deploy.bundle import BundleSpec, Quantisation
 from harec_deploy.export.quantise import Quantiser, calibration_frames
 from harec_deploy.export.verify import ProofClips, read_clips
+from harec_deploy.spec import BundleSpec, Quantisation
 
 CLIPS = 100  # that calibration takes frames of, at most
 MAX_FLOAT_SHARE = 0.5  # of the layers; with more in float it would be int8 by name only

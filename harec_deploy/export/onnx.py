@@ -7,11 +7,11 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from harec_deploy.bundle import BundleSpec
 from harec_deploy.errors import UsageError
 from harec_deploy.models import FramewiseModel, Model
 from harec_deploy.models.clipwise import ClipwiseModel
 from harec_deploy.models.typed import typed_encoder, typed_head
+from harec_deploy.spec import BundleSpec
 
 OPSETS = {"fp32": 20, "fp16": 20, "bf16": 22}  # convolutions and LSTM take bfloat16 from 22 on
 

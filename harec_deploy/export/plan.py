@@ -13,10 +13,10 @@ from pathlib import Path
 
 import tensorrt as trt
 
-from harec_deploy.bundle import EngineSpec
 from harec_deploy.devices import CudaDevice
 from harec_deploy.errors import BundleError, HarecError, MissingDependency
 from harec_deploy.export.timing import TimingCache
+from harec_deploy.spec import EngineSpec
 
 Profile = tuple[int, int, int]  # smallest, tuned and largest batch
 Bar = Callable[[float, str], None]  # the share of the work that is done, 0 to 1, and what is being done

@@ -7,13 +7,14 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from harec_deploy.bundle import ReuseProof, save
+from harec_deploy.bundle import save
 from harec_deploy.decode import Frames, choose
 from harec_deploy.discover import VideoFile
 from harec_deploy.errors import UsageError, VideoError
 from harec_deploy.export.verify import MIN_AGREEMENT, REFERENCE, spread
 from harec_deploy.recognizer import Recognizer
 from harec_deploy.sampling import Windowing
+from harec_deploy.spec import ReuseProof
 from harec_deploy.windows import Track
 
 Progress = Callable[[int, int], None]

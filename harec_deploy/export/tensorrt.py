@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from harec_deploy.bundle import Bundle, BundleSpec, EngineSpec, FileRef, Variant, file_ref, load, save
+from harec_deploy.bundle import Bundle, file_ref, load, save
 from harec_deploy.decode import Decoder
 from harec_deploy.devices import CudaDevice, cuda_device, resolve
 from harec_deploy.errors import BundleError, HarecError, MissingDependency, UsageError
@@ -23,6 +23,7 @@ from harec_deploy.export.verify import Check, ProofClips, failure, prove, read_c
 from harec_deploy.files import atomic_folder
 from harec_deploy.recognizer import Recognizer
 from harec_deploy.runners import Execution, Runner, get
+from harec_deploy.spec import BundleSpec, EngineSpec, FileRef, Variant
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 LSTMS = ("unroll", "op")

@@ -7,11 +7,12 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from harec_deploy.bundle import WEIGHTS_VARIANT, Bundle, Proof, Variant
+from harec_deploy.bundle import Bundle
 from harec_deploy.errors import BundleError
 from harec_deploy.export.verify import ProofClips, failure, prove
 from harec_deploy.recognizer import Recognizer
 from harec_deploy.runners import Execution, Runner
+from harec_deploy.spec import WEIGHTS_VARIANT, Proof, Variant
 
 
 def prove_weights(

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from harec_deploy.bundle import BundleSpec, Flip, Proof
 from harec_deploy.decode import Decoder, Frames, Refused, Size, choose
 from harec_deploy.discover import VideoFile, discover
 from harec_deploy.errors import ProofError, UsageError, VideoError
@@ -15,6 +14,7 @@ from harec_deploy.intervals import wilson
 from harec_deploy.recognizer import Recognizer, softmax
 from harec_deploy.runners import Execution
 from harec_deploy.sampling import whole
+from harec_deploy.spec import BundleSpec, Flip, Proof
 
 if TYPE_CHECKING:
     from torch import nn

@@ -38,7 +38,7 @@ from harec_deploy.label.engine_messages import (
     to_engine,
 )
 from harec_deploy.label.workers import decode_ahead
-from harec_deploy.recognizer import load
+from harec_deploy.loading import load
 
 
 def main() -> None:

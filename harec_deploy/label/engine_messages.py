@@ -4,11 +4,11 @@ from typing import TypeAlias
 
 import msgspec
 
-from harec_deploy.bundle import BundleSpec
 from harec_deploy.label.child import PYAV, Plan
 from harec_deploy.label.engine import Engine, Stages
 from harec_deploy.recognizer import Recognizer, VideoResult
 from harec_deploy.sampling import Window
+from harec_deploy.spec import BundleSpec
 
 MAX_BYTES = 1 << 32  # of a message: the vectors of a long video
 
@@ -23,7 +23,7 @@ class EngineSetup(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Load a bundle, given by the bytes of its path, on a device; the rest as ``recognizer.load`` takes it."""
+    """Load a bundle, given by the bytes of its path, on a device; the rest as ``loading.load`` takes it."""
 
     bundle: bytes
     device: str

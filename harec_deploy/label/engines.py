@@ -21,7 +21,8 @@ from harec_deploy.label.engine import Labelled, Stages
 from harec_deploy.label.engine_messages import Done, Drained, FromEngine, Load, Loaded, Stop, Taken, Work
 from harec_deploy.label.engine_process import Process, heard
 from harec_deploy.label.workers import decode_ahead
-from harec_deploy.recognizer import Recognizer, VideoResult, load
+from harec_deploy.loading import load
+from harec_deploy.recognizer import Recognizer, VideoResult
 
 AHEAD = 4  # videos that lie ready in a process, so that it need not wait for the parent
 
@@ -179,7 +180,7 @@ def load_engines(
     devices: as ``devices.engine_devices`` gives them. workers: decoding children in all.
 
     Raises:
-        HarecError: what ``recognizer.load`` raises; EngineError where a process died.
+        HarecError: what ``loading.load`` raises; EngineError where a process died.
     """
     if len(devices) > 1:
         return Engines(asked, devices, workers, announce)

@@ -3,17 +3,13 @@
 import os
 import time
 from array import array
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from harec_deploy import __version__
-from harec_deploy.bundle import BundleSpec
 from harec_deploy.bundle import load as load_bundle
 from harec_deploy.decode import DECODERS
 from harec_deploy.devices import engine_devices
@@ -28,77 +24,15 @@ from harec_deploy.label.engine import Engine, Labelled, Stages
 from harec_deploy.label.engine_messages import Load, Loaded, Work
 from harec_deploy.label.engines import Engines, Here, load_engines
 from harec_deploy.label.features import FeatureStore
-from harec_deploy.label.journal import Header, Journal, Key, Place, Row, Rows, make_row, read_header, summary_path
+from harec_deploy.label.journal import Header, Journal, Key, Place, Rows, make_row, read_header, summary_path
 from harec_deploy.label.options import Options, Progress
+from harec_deploy.label.summary import Summary, Tally, counted
 from harec_deploy.label.workers import decode_ahead, default_workers
-from harec_deploy.recognizer import Recognizer, VideoResult, load
+from harec_deploy.loading import load
+from harec_deploy.recognizer import Recognizer, VideoResult
 from harec_deploy.sampling import Windowing
 from harec_deploy.segments import UNKNOWN
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """What a run did.
-
-    rows: of every input that has one, whether labelled now or before; todo: how many inputs have none yet.
-    statuses, errors: how many rows are ok, partial and failed, and have each error code; examples: a row of each code.
-    done: how many were labelled now; media_s: their length.
-    stopped: why the run ended before all was done, or "".
-    not_annotated: (path, reason) of labelled videos of which no copy could be made.
-    """
-
-    rows: Sequence[Row]
-    statuses: Counter[str]
-    errors: Counter[str]
-    examples: dict[str, Row]
-    todo: int
-    done: int
-    media_s: float
-    stages: Stages
-    ignored: Counter[str]
-    stopped: str
-    not_annotated: list[tuple[str, str]] = field(default_factory=list)
-
-    @property
-    def videos_per_s(self) -> float:
-        """Videos of this run a second of wall time."""
-        return self.done / self.stages.wall_s if self.stages.wall_s else 0.0
-
-    @property
-    def times_real_time(self) -> float:
-        """Seconds of video a second of wall time."""
-        return self.media_s / self.stages.wall_s if self.stages.wall_s else 0.0
-
-    def facts(self) -> dict[str, Any]:
-        """Return the summary for machines."""
-        return {
-            "statuses": self.statuses,
-            "errors": self.errors,
-            "ignored": self.ignored,
-            "done": self.done,
-            "todo": self.todo,
-            "stopped": self.stopped,
-            "not_annotated": self.not_annotated,
-            "videos_per_s": self.videos_per_s,
-            "times_real_time": self.times_real_time,
-            "bound_by": self.stages.bound_by(),
-            "stages": self.stages,
-        }
-
-
-@dataclass(slots=True)
-class _Tally:
-    """What became of the videos of this run so far."""
-
-    done: int = 0
-    failed: int = 0
-    media_s: float = 0.0
-    stopped: str = ""
-
-    def add(self, row: Row) -> None:
-        self.done += 1
-        self.failed += row.status == "failed"
-        self.media_s += row.duration_s or 0.0
+from harec_deploy.spec import BundleSpec
 
 
 def label(bundle: Path, inputs: Sequence[str], options: Options) -> Summary:
@@ -139,7 +73,7 @@ def label(bundle: Path, inputs: Sequence[str], options: Options) -> Summary:
             features=header.features,
             reuse_threshold=header.reuse_threshold,
         )
-        tally, total = _Tally(), len(found.videos)
+        tally, total = Tally(), len(found.videos)
         for labelled in engines.label(todo, work, options.stop):
             vectors = _keep_vectors(store, labelled)
             row = make_row(labelled.video, labelled.result, header, vectors, decoder=labelled.route)
@@ -157,7 +91,7 @@ def label(bundle: Path, inputs: Sequence[str], options: Options) -> Summary:
         left = len(todo) - tally.done
         stopped = (tally.stopped or "interrupted") if left else ""
         rows = Rows(options.journal, [offset for offset in offsets if offset >= 0])
-        summary = Summary(rows, *_counted(rows), left, tally.done, tally.media_s, stages, found.ignored, stopped)
+        summary = Summary(rows, *counted(rows), left, tally.done, tally.media_s, stages, found.ignored, stopped)
         _write_outputs(options, summary, store, {video.key for video in todo} if options.annotate else set())
     return summary
 
@@ -359,14 +293,3 @@ def _sort_out(
             todo[video] = at
     places.clear()  # what is left is of videos that are gone
     return offsets, todo
-
-
-def _counted(rows: Iterable[Row]) -> tuple[Counter[str], Counter[str], dict[str, Row]]:
-    """Return how many rows have each status and each error code, and the first row of each code."""
-    statuses, errors, examples = Counter[str](), Counter[str](), dict[str, Row]()
-    for row in rows:
-        statuses[row.status] += 1
-        if row.error:
-            errors[row.error["code"]] += 1
-            examples.setdefault(row.error["code"], row)
-    return statuses, errors, examples

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from harec_deploy.bundle import Bundle, HeadSpec
+from harec_deploy.bundle import Bundle
 from harec_deploy.decode import Size
 from harec_deploy.errors import BundleError, UsageError
 from harec_deploy.models.clipwise import ClipwiseModel
@@ -29,6 +29,7 @@ from harec_deploy.models.hub import local_file
 from harec_deploy.models.i3d import i3d_r50_lstm, load_pretrained
 from harec_deploy.models.lrcn import lrcn_encoder
 from harec_deploy.sampling import ClipSampling
+from harec_deploy.spec import HeadSpec
 
 LSTM_OPTIONS = tuple(HeadSpec.__struct_fields__)
 

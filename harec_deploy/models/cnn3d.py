@@ -8,11 +8,11 @@ import math
 
 from torch import Tensor, nn
 
-from harec_deploy.bundle import HeadSpec
 from harec_deploy.decode import Size
 from harec_deploy.errors import UsageError
 from harec_deploy.models.clipwise import ClipEncoder, ClipwiseModel
 from harec_deploy.models.head import LSTMHead
+from harec_deploy.spec import HeadSpec
 
 CHANNELS = (16, 32, 64)
 TIME_POOLING = (1, 2, 1)  # 16 frames -> 8 steps of the LSTM

@@ -8,11 +8,11 @@ ConvLSTM is of Shi et al. 2015, "Convolutional LSTM Network: A Machine Learning 
 import torch
 from torch import Tensor, nn
 
-from harec_deploy.bundle import HeadSpec
 from harec_deploy.decode import Size
 from harec_deploy.errors import UsageError
 from harec_deploy.models.clipwise import ClipEncoder, ClipwiseModel
 from harec_deploy.models.head import FlatHead
+from harec_deploy.spec import HeadSpec
 
 FILTERS = (4, 8, 14, 16)
 KERNEL = 3

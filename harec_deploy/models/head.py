@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from harec_deploy.bundle import HeadSpec
+from harec_deploy.spec import HeadSpec
 
 
 class LSTMHead(nn.Module):

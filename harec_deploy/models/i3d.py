@@ -12,7 +12,6 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from harec_deploy.bundle import HeadSpec
 from harec_deploy.decode import Size
 from harec_deploy.errors import UsageError
 from harec_deploy.models.clipwise import ClipEncoder, ClipwiseModel
@@ -24,6 +23,7 @@ from harec_deploy.models.encoders import (
     torchvision_net,
 )
 from harec_deploy.models.head import LSTMHead
+from harec_deploy.spec import HeadSpec
 
 FEATURE_DIM = 2048
 # What the Kinetics-400 weights were trained with: https://pytorchvideo.org/docs/tutorial_torchhub_inference

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from harec_deploy.bundle import WEIGHTS_VARIANT, Bundle, BundleSpec, Variant
+from harec_deploy.bundle import Bundle
 from harec_deploy.devices import resolve
 from harec_deploy.errors import BundleError, MissingDependency, UsageError
+from harec_deploy.spec import WEIGHTS_VARIANT, BundleSpec, Variant
 
 
 class Graph(Protocol):

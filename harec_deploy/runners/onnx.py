@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harec_deploy.bundle import Bundle, Variant
+from harec_deploy.bundle import Bundle
 from harec_deploy.devices import cuda_device
 from harec_deploy.errors import BundleError
+from harec_deploy.spec import Variant
 
 # Without this, ONNX Runtime reports to Microsoft and writes an id to the cache folder.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

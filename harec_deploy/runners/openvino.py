@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harec_deploy.bundle import Bundle, Variant
+from harec_deploy.bundle import Bundle
 from harec_deploy.errors import BundleError
 from harec_deploy.runners.uint8 import read_for_cpu
+from harec_deploy.spec import Variant
 
 # Without this, importing OpenVINO reports to Google Analytics and writes an id to the home folder.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]

@@ -7,11 +7,12 @@ from pathlib import Path
 import tensorrt as trt
 
 from harec_deploy import cuda
-from harec_deploy.bundle import Bundle, EngineSpec, Variant
+from harec_deploy.bundle import Bundle
 from harec_deploy.devices import CudaDevice, cuda_device
 from harec_deploy.errors import BundleError, PlanRefused
 from harec_deploy.runners.tensorrt_graph import PlanGraph
 from harec_deploy.runners.tensorrt_plan import Plan
+from harec_deploy.spec import EngineSpec, Variant
 
 AMPERE = (8, 0)  # the oldest GPU that a hardware-compatible plan runs on
 

@@ -10,13 +10,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from harec_deploy.bundle import WEIGHTS_VARIANT, Bundle, Variant
+from harec_deploy.bundle import Bundle
 from harec_deploy.devices import CudaDevice, cuda_device
 from harec_deploy.errors import BundleError, MissingDependency
 from harec_deploy.models import FramewiseModel, from_bundle
 from harec_deploy.models.encoders import one_line
 from harec_deploy.runners import Graph
 from harec_deploy.runners.torch_cuda import CudaGraph, Rows
+from harec_deploy.spec import WEIGHTS_VARIANT, Variant
 
 TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 CUDA_BATCH_FRAMES = 128

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save_file
 
-from harec_deploy.bundle import Bundle, BundleSpec, FileRef, HeadSpec, Variant, file_ref, save
+from harec_deploy.bundle import Bundle, file_ref, save
 from harec_deploy.decode import Size
 from harec_deploy.sampling import ClipSampling
+from harec_deploy.spec import BundleSpec, FileRef, HeadSpec, Variant
 
 CLASSES = ["red", "green", "blue"]
 FRAMES, SIDE = 4, 32

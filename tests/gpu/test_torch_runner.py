@@ -16,7 +16,7 @@ for _package in ("torch", "torchvision", "safetensors", "onnx"):
 import torch
 
 import harec_deploy
-from harec_deploy.bundle import WEIGHTS_VARIANT, load
+from harec_deploy.bundle import load
 from harec_deploy.errors import BundleError
 from harec_deploy.export import verify
 from harec_deploy.export.torch import prove_weights
@@ -24,6 +24,7 @@ from harec_deploy.models import from_bundle
 from harec_deploy.recognizer import softmax
 from harec_deploy.runners.torch import TorchRunner
 from harec_deploy.runners.torch_cuda import CudaGraph
+from harec_deploy.spec import WEIGHTS_VARIANT
 
 pytestmark = pytest.mark.gpu
 TOLERANCES = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 3e-2}  # of features, beside the largest

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from harec_deploy.label.journal import Row
-from harec_deploy.label.run import Options, Summary, label
+from harec_deploy.label.run import Options, label
+from harec_deploy.label.summary import Summary
 from tests.media import make_video
 
 GOOD = "zz_good.mp4"  # sorted behind every other name

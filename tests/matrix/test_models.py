@@ -33,11 +33,12 @@ from harec_deploy.bundle import Bundle, file_ref, load
 from harec_deploy.errors import BundleError, OutputError, UsageError
 from harec_deploy.export.verify import prove, read_clips, reference_logits
 from harec_deploy.label.options import Options, Progress
-from harec_deploy.label.run import Summary, label
+from harec_deploy.label.run import label
+from harec_deploy.label.summary import Summary
+from harec_deploy.loading import load as load_recognizer
 from harec_deploy.models import from_bundle
 from harec_deploy.models.encoders import frame_encoder
 from harec_deploy.recognizer import Recognizer, softmax
-from harec_deploy.recognizer import load as load_recognizer
 from harec_deploy.runners import Execution, get
 from tests.attacks.tiny import CLASSES, FRAMES, SIDE, encoder, head, tiny_bundle
 from tests.media import Clip, make_video, write_frames

@@ -26,7 +26,8 @@ from av.video.frame import VideoFrame
 from harec_deploy.decode import Size
 from harec_deploy.decode.pyav import PyAVDecoder
 from harec_deploy.label.child import Limits
-from harec_deploy.recognizer import Recognizer, load
+from harec_deploy.loading import load
+from harec_deploy.recognizer import Recognizer
 from harec_deploy.sampling import whole
 from tests.matrix.files import make_h264_of_size, merge, patch_box, repeat
 from tests.matrix.run import Made, Table, assert_same_label, label_table

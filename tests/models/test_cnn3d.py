@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from harec_deploy.bundle import HeadSpec
 from harec_deploy.decode import Size
 from harec_deploy.errors import UsageError
 from harec_deploy.models import CLIPWISE, build
+from harec_deploy.spec import HeadSpec
 
 SMALL = Size(width=48, height=40)
 

@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 import torch
 
-from harec_deploy.bundle import HeadSpec
 from harec_deploy.decode import Size
 from harec_deploy.errors import UsageError
 from harec_deploy.models import build
 from harec_deploy.models.convlstm import FILTERS, ConvLSTM
+from harec_deploy.spec import HeadSpec
 
 
 @pytest.fixture(scope="module")

@@ -14,13 +14,14 @@ import torch
 import torchvision
 from typer.testing import CliRunner
 
-from harec_deploy.bundle import HeadSpec, load
+from harec_deploy.bundle import load
 from harec_deploy.decode import Size
 from harec_deploy.errors import UsageError
 from harec_deploy.files import sha256
 from harec_deploy.models import ARCHITECTURES, build, hub
 from harec_deploy.models.encoders import frame_encoder
 from harec_deploy.models.i3d import KINETICS_CLASSIFIER, I3DResNet50
+from harec_deploy.spec import HeadSpec
 from tests.attacks.checkpoint import Bomb
 from training.__main__ import app
 from training.datasets import scan_folders, write_manifest

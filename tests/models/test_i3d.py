@@ -10,11 +10,11 @@ import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from harec_deploy.bundle import HeadSpec
 from harec_deploy.decode import Size
 from harec_deploy.errors import UsageError
 from harec_deploy.models import ClipwiseModel, build
 from harec_deploy.models.encoders import IMAGENET_MEAN, IMAGENET_STD, frame_encoder
+from harec_deploy.spec import HeadSpec
 
 SIZE = Size(width=64, height=48)
 

@@ -8,7 +8,8 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from harec_deploy.bundle import Bundle, EngineSpec, FileRef, Variant, save
+from harec_deploy.bundle import Bundle, save
+from harec_deploy.spec import EngineSpec, FileRef, Variant
 from tests.attacks.tiny import encoder, head, put, tiny_bundle
 from tests.tensorrt import fake_cuda, fake_runtime
 

@@ -11,9 +11,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from harec_deploy.bundle import EngineSpec
 from harec_deploy.errors import BundleError, HarecError, MissingDependency
 from harec_deploy.export.timing import TimingCache
+from harec_deploy.spec import EngineSpec
 from tests.tensorrt.conftest import A100, H100, Site
 
 PROFILES = [(1, 1, 1), (8, 8, 8), (1, 4, 8)]

@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 
 from harec_deploy.__main__ import app
-from harec_deploy.bundle import Bundle, Variant, load, save
+from harec_deploy.bundle import Bundle, load, save
 from harec_deploy.cli import console
 from harec_deploy.errors import BundleError, HarecError, MissingDependency, ProofError, UsageError
 from harec_deploy.export import onnx as graphs
 from harec_deploy.export import tensorrt
 from harec_deploy.export.tensorrt import export_tensorrt, rebuild
+from harec_deploy.spec import Variant
 from tests.tensorrt.conftest import A100, H100, V100, Site
 
 NAME = "tensorrt-fp32-sm90"

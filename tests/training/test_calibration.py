@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 from harec_deploy.bundle import load
 from harec_deploy.export import export
 from harec_deploy.export.verify import ProofClips, read_clips, reference_logits
+from harec_deploy.loading import load as load_recognizer
 from harec_deploy.models import from_bundle
-from harec_deploy.recognizer import load as load_recognizer
 from harec_deploy.recognizer import softmax
 from tests.conftest import CLASSES
 from tests.media import make_video

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from harec_deploy.bundle import HeadSpec, load
+from harec_deploy.bundle import load
 from harec_deploy.decode import Size
 from harec_deploy.errors import UsageError
 from harec_deploy.models import from_bundle
+from harec_deploy.spec import HeadSpec
 from tests.conftest import CLASSES, write_bundle
 from training import compare as module
 from training import plots

@@ -5,10 +5,10 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from harec_deploy.bundle import HeadSpec
 from harec_deploy.decode import Size
 from harec_deploy.errors import UsageError
 from harec_deploy.models import ARCHITECTURES, CLIPWISE, build
+from harec_deploy.spec import HeadSpec
 from training.__main__ import app
 from training.costs import all_costs, cost
 

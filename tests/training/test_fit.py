@@ -13,11 +13,12 @@ import torchvision
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from harec_deploy.bundle import HeadSpec, load
+from harec_deploy.bundle import load
 from harec_deploy.decode import Size
 from harec_deploy.errors import UsageError
 from harec_deploy.files import sha256
 from harec_deploy.models import build
+from harec_deploy.spec import HeadSpec
 from training.__main__ import app
 from training.datasets import Sample, scan_folders, write_manifest
 from training.fit import Report, fit, fit_all
