@@ -12,7 +12,9 @@ import argparse
 import json
 import platform
 import shutil
+import statistics
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +27,7 @@ from harec_deploy.files import atomic_write
 from training.datasets import Sample, grouped, inspect, scan_folders
 from training.evaluate import predict
 from training.fit import SILENT, fit
-from training.metrics import Prediction
+from training.metrics import Prediction, bootstrap
 from training.recipes import RecipeFile, to_recipe
 from training.splits import folds
 
@@ -144,9 +146,42 @@ class Study:
         return known[str(number)]
 
     def save(self) -> None:
+        groups = {sample.path.name: sample.group for sample in self.samples}
+        self.content["summary"] = summary(self.content["rows"], groups)
         self.content["machine"] = {"python": platform.python_version(), "torch": torch.__version__}
         with atomic_write(self.out) as stream:
             stream.write(json.dumps(self.content, indent=1).encode() + b"\n")
+
+
+def summary(rows: Sequence[dict[str, Any]], groups: dict[str, str]) -> list[dict[str, Any]]:
+    """Return the accuracy of each model and split over the seeds of which all folds are done.
+
+    groups: the filmed sequence of each clip, by name. The interval is by bootstrap over sequences, of the share of seeds
+    that have a clip right.
+    """
+    told = []
+    for model, split in dict.fromkeys((row["model"], row["split"]) for row in rows):
+        own = [row for row in rows if (row["model"], row["split"]) == (model, split)]
+        by_seed = [[row for row in own if row["seed"] == seed] for seed in sorted({row["seed"] for row in own})]
+        done = [folds for folds in by_seed if len(folds) == FOLDS]
+        if not done:
+            continue
+        facts: dict[str, Any] = {"model": model, "split": split, "seeds": len(done)}
+        for name, wrong in (("whole", "wrong"), ("views", "wrong_views")):
+            missed = Counter(clip for folds in done for row in folds for clip in row[wrong])
+            shares = [1 - sum(len(row[wrong]) for row in folds) / len(groups) for folds in done]
+            right = [1 - missed[clip] / len(done) for clip in groups]
+            facts[name] = {
+                "by_seed": shares,
+                "mean": statistics.mean(shares),
+                "stdev": statistics.stdev(shares) if len(shares) > 1 else None,
+                "interval": bootstrap(right, list(groups.values())),
+            }
+        tested = [row for folds in done for row in folds]
+        facts["labels_changed_by_export"] = sum(row["labels_changed"] for row in tested)
+        facts["most_apart_in_a_fold"] = max(abs(row["correct"] - row["correct_exported"]) for row in tested)
+        told.append(facts)
+    return told
 
 
 def _right(predictions: Sequence[Prediction]) -> int:

@@ -6,6 +6,7 @@ python benchmarks/tables.py
 import json
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 GPU_CHECK = RESULTS / "gpu_check.json"
@@ -40,6 +41,27 @@ def accuracy_table() -> str:
     for name, told in WAYS.items():
         rows.append(f"| {told} | {facts[name]['mean']:.3f} ± {facts[name]['stdev']:.3f} |")
     return "\n".join(rows)
+
+
+def architectures_table() -> str:
+    """Return the accuracy of architectures with sequences held out, by whole clips and six views, and at random."""
+    facts = json.loads((RESULTS / "architectures.json").read_text())["summary"]
+    at_random = {own["model"]: own for own in facts if own["split"] == "random"}
+    heads = "sequences held out | 95 % | six views of a clip | split at random | labels changed by export"
+    rows = [f"| ten folds of 120 clips | {heads} |", "|---" * 6 + "|"]
+    for own in (each for each in facts if each["split"] == "sequences"):
+        low, high = own["whole"]["interval"]
+        loose = at_random.get(own["model"])
+        cells = [_over_seeds(own["whole"]), f"{low:.2f} to {high:.2f}", _over_seeds(own["views"])]
+        cells += [_over_seeds(loose["whole"]) if loose else "-", f"{own['labels_changed_by_export']}"]
+        rows.append(f"| {own['model']} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def _over_seeds(figures: dict[str, Any]) -> str:
+    spread = "" if figures["stdev"] is None else f" ± {figures['stdev']:.3f}"
+    seeds = len(figures["by_seed"])
+    return f"{figures['mean']:.3f}{spread}" + ("" if seeds == 3 else f" ({seeds} seed{'s' if seeds > 1 else ''})")
 
 
 def leak_table() -> str:
@@ -118,6 +140,8 @@ TABLES = {
     "folders": folders_table,
     "lengths": lengths_table,
 }
+if (RESULTS / "architectures.json").exists():
+    TABLES["architectures"] = architectures_table
 if GPU_CHECK.exists():  # there is nothing to show before it ran on a GPU
     TABLES["gpu"] = gpu_table
 
