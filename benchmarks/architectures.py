@@ -156,8 +156,8 @@ class Study:
 def summary(rows: Sequence[dict[str, Any]], groups: dict[str, str]) -> list[dict[str, Any]]:
     """Return the accuracy of each model and split over the seeds of which all folds are done.
 
-    groups: the filmed sequence of each clip, by name. The interval is by bootstrap over sequences, of the share of seeds
-    that have a clip right.
+    groups: the filmed sequence of each clip, by name. The interval is by bootstrap over sequences, of the share of
+    seeds that have a clip right.
     """
     told = []
     for model, split in dict.fromkeys((row["model"], row["split"]) for row in rows):
