@@ -191,6 +191,8 @@ class TestCommand:
         assert "calibrate too" not in done.stderr
         assert "onnx-int8 keeps 1 of 4 layers in float: backbone.layers.0" in done.stderr
         assert "onnx-int8 on openvino in int8: 100.0% of 2 clips keep their label (95 % interval 34.2%" in done.stderr
+        shown = run("inspect", str(bundle)).stdout.replace("\n", " ")
+        assert "minmax on 40 frames of 2 clips; layers in float, of 4: backbone.layers.0" in shown
 
     @pytest.mark.parametrize(
         ("options", "told"),

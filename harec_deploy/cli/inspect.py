@@ -67,6 +67,11 @@ def _print_variants(spec: "BundleSpec") -> None:
             verdict = labels if proof.passed else f"FAILED: {labels}"
             table.add_row(name, f"{proof.runner} {proof.runner_version}", proof.precision, megabytes, verdict)
     console.out.print(table)
+    for name, variant in spec.variants.items():
+        if made := variant.quantisation:
+            kept = ", ".join(made.kept_float) or "none"
+            told = f"{name}: calibrated by {made.method} on {made.frames} frames of {made.clips} clips"
+            console.out.print(f"{told}; layers in float, of {made.layers}: {kept}", markup=False)
 
 
 def _print_decoders(spec: "BundleSpec") -> None:
