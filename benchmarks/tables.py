@@ -53,7 +53,7 @@ def architectures_table() -> str:
         low, high = own["whole"]["interval"]
         loose = at_random.get(own["model"])
         cells = [_over_seeds(own["whole"]), f"{low:.2f} to {high:.2f}", _over_seeds(own["views"])]
-        cells += [_over_seeds(loose["whole"]) if loose else "-", f"{own['labels_changed_by_export']}"]
+        cells += [_over_seeds(loose["whole"]) if loose else "-", f"{own['labels_changed_by_export']} of 120"]
         rows.append(f"| {own['model']} | {' | '.join(cells)} |")
     return "\n".join(rows)
 
