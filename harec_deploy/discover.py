@@ -7,7 +7,7 @@ inside it, so nothing outside of what was named is reached.
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -182,3 +182,8 @@ def _follow(links: Iterable[str], root: str, found: Discovery, *, all_files: boo
 
 def _is_named_like_a_video(path: str) -> bool:
     return Path(path).suffix.lower() in SUFFIXES
+
+
+def truth_of(path: Path, classes: Sequence[str]) -> str | None:
+    """Return the class that a video's folder, or the folder around that one, is named after; None if neither is."""
+    return next((parent.name for parent in list(path.parents)[:2] if parent.name in classes), None)

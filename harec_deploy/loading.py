@@ -44,7 +44,7 @@ def load(
     checked = load_bundle(Path(bundle))
     ways = executions(checked.spec, runner, precision, device, variant, unproved=on_trial and precision != "auto")
     load_all = partial(_load_all, checked, threads=threads, check=not on_trial)
-    pick, note = picks.find(checked) if runner == "auto" and len(ways) > 1 and not on_trial else (None, "")
+    pick, note = picks.find(checked, ways) if runner == "auto" and len(ways) > 1 and not on_trial else (None, "")
     picked = [way for way in ways if pick and pick.is_of(way)]
     ready, refused = load_all(picked)
     if pick and ready:

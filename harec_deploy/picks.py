@@ -6,6 +6,7 @@ be read is passed over with a word.
 """
 
 import hashlib
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -77,21 +78,22 @@ def identity(bundle: Bundle) -> str:
     return hashlib.sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()
 
 
-def find(bundle: Bundle) -> tuple[Pick | None, str]:
-    """Return the choice for this bundle on this machine, or None; and what a person should know of it, or ""."""
+def find(bundle: Bundle, ways: Sequence[Execution]) -> tuple[Pick | None, str]:
+    """Return the choice among ``ways`` on this machine, or None; and what a person should know of it, or ""."""
     picks, note = _read()
     own = [pick for pick in picks if pick.bundle == identity(bundle)]
     if not own:
         return None, note
     here = _here()
-    fitting = next((pick for pick in own if pick.machine == here), None)
-    if fitting is None:
-        note = "the stored pick is of another machine or other versions: give harec-deploy bench pick again"
-    return fitting, note
+    there = [pick for pick in own if pick.machine == here]
+    if not there:
+        other = ", ".join(name for name in here if own[-1].machine.get(name) != here[name])
+        return None, f"the stored pick is of a machine with other {other}: give harec-deploy bench pick again"
+    return next((pick for pick in there if any(map(pick.is_of, ways))), None), note
 
 
 def store(pick: Pick) -> Path:
-    """Put a choice in the place of an older one for the same bundle and machine, and return the file.
+    """Put a choice in the place of an older one for the same bundle, machine and device, and return the file.
 
     Raises:
         OutputError: the file cannot be written. OutputLocked: another process stores one at this moment.
@@ -100,13 +102,17 @@ def store(pick: Pick) -> Path:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with locked(file, _REMEDY):
-            kept = [each for each in _read()[0] if (each.bundle, each.machine) != (pick.bundle, pick.machine)]
+            kept = [each for each in _read()[0] if _place(each) != _place(pick)]
             with atomic_write(file) as stream:
                 content = _File(schema=1, picks=[*kept, pick])
                 stream.write(msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n")
     except OSError as error:
         raise OutputError(f"{file} cannot be written: {error.strerror}; {_REMEDY}") from None
     return file
+
+
+def _place(pick: Pick) -> tuple[str, dict[str, Any], str]:
+    return pick.bundle, pick.machine, pick.device
 
 
 def _read() -> tuple[list[Pick], str]:

@@ -152,7 +152,10 @@ class Recognizer:
         Also which of each part's frames those are. What ``keep`` makes of the batch, ``share`` gives to the parts.
         """
         fresh = [track.reuse.fresh(frames) for track, frames in parts]
-        return np.concatenate([frames.pixels[own] for (_, frames), own in zip(parts, fresh, strict=True)]), fresh
+        taken = [  # without a copy where all are
+            frames.pixels if own.all() else frames.pixels[own] for (_, frames), own in zip(parts, fresh, strict=True)
+        ]
+        return taken[0] if len(taken) == 1 else np.concatenate(taken), fresh
 
     def share(
         self, parts: Sequence[tuple[Track, Frames]], fresh: Sequence[NDArray[np.bool_]], kept: NDArray[Any]

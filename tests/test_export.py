@@ -68,7 +68,7 @@ def test_one_changed_weight_fails_the_proof_and_leaves_nothing(
     write_bundle(folder)
     before = (folder / "bundle.json").read_bytes()
     monkeypatch.setattr("harec_deploy.export.onnx.write_graphs", with_a_changed_weight(amount))
-    with pytest.raises(ProofError, match=r"is not the trained model: .* Nothing was written") as caught:
+    with pytest.raises(ProofError, match=r"is not the trained model: .* onnx-fp32 was not written") as caught:
         export(folder, [str(videos)])
     assert caught.value.exit_status == 5
     assert {path.name for path in folder.iterdir()} == {"bundle.json", "weights.safetensors"}

@@ -108,6 +108,15 @@ def test_one_that_is_not_the_pair_fails_and_the_pair_stays(
     assert set(load(bundle).spec.variants) == {"onnx-fp32"}
 
 
+def test_it_goes_with_the_pair_that_it_is_of(fused: Path, videos: Path, tmp_path: Path) -> None:
+    folder, told = shutil.copytree(fused, tmp_path / "bundle"), list[str]()
+    spec = export(folder, [str(videos)], precision="fp16", progress=told.append).spec
+    assert "onnx-fp16" in spec.variants
+    assert "onnx-fp16-fused" not in spec.variants
+    assert not (folder / "onnx-fp16-fused").exists()
+    assert any("onnx-fp16-fused is removed" in text for text in told)
+
+
 def test_it_is_self_contained_and_names_no_machine(fused: Path) -> None:
     model = onnx.load(fused / "onnx-fp16-fused/model.onnx", load_external_data=False)
     assert not any(tensor.external_data for tensor in model.graph.initializer)

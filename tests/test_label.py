@@ -245,7 +245,7 @@ def test_stages_are_told_apart(exported: Path, videos: Path, tmp_path: Path) -> 
 
 
 def test_a_variant_that_is_not_there_is_refused(exported: Path, videos: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no way to run onnx-int8 of the bundle"):
+    with pytest.raises(UsageError, match="the bundle has no variant 'onnx-int8'; it has onnx-fp32"):
         label(exported, [str(videos)], Options(out=tmp_path / "out.jsonl", variant="onnx-int8"))
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 import harec_deploy
@@ -100,12 +101,25 @@ def test_only_what_passed_its_proof_is_measured(bundle: Path, home: Path) -> Non
     assert not home.exists()
 
 
+def test_what_auto_never_takes_is_not_picked(exported: Path, home: Path) -> None:
+    with pytest.raises(UsageError, match="is proved on this kind of machine"):
+        pick(exported, Settings(compare=["torch"], budget=QUICK))
+    assert not home.exists()
+
+
+def test_a_choice_for_each_device_is_kept(exported: Path, home: Path) -> None:
+    chosen = made_up(exported, 0)
+    picks.store(msgspec.structs.replace(chosen, device="cuda:0"))
+    assert [each["device"] for each in json.loads(home.read_text())["picks"]] == ["cpu", "cuda:0"]
+    assert harec_deploy.load(exported).reason.startswith("picked")
+
+
 def test_one_of_another_machine_is_ignored_with_a_word(exported: Path, home: Path) -> None:
     made_up(exported, 0)
     change(home, lambda content: content["picks"][0]["machine"].update(runtimes={"openvino": "1.0"}))
     reason = harec_deploy.load(exported).reason
     assert reason.startswith("the fastest here")
-    assert "the stored pick is of another machine or other versions: give harec-deploy bench pick again" in reason
+    assert "the stored pick is of a machine with other runtimes: give harec-deploy bench pick again" in reason
 
 
 def test_two_machines_share_a_home(exported: Path, home: Path) -> None:
@@ -154,7 +168,8 @@ def test_a_damaged_file_is_ignored_with_a_word_and_replaced(exported: Path, home
 def test_whatever_lies_there_is_no_error(exported: Path, home: Path, content: bytes, told: str) -> None:
     home.parent.mkdir(parents=True)
     home.write_bytes(content)
-    found, note = picks.find(load(exported))
+    bundle = load(exported)
+    found, note = picks.find(bundle, executions(bundle.spec))
     assert found is None
     assert str(home) in note
     assert told in note

@@ -192,7 +192,7 @@ class TestProof:
         before = (fresh.folder / "bundle.json").read_bytes()
         monkeypatch.setitem(verify.MAX_ABS_DP, "fp32", -1.0)
         with pytest.raises(
-            ProofError, match=r"torch on torch in fp32 is not the trained model: .* Nothing was written"
+            ProofError, match=r"torch on torch in fp32 is not the trained model: .* torch was not written"
         ):
             export_weights(fresh.folder, [str(videos)], device="cpu")
         assert (fresh.folder / "bundle.json").read_bytes() == before

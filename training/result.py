@@ -41,7 +41,8 @@ def _trained_part(recipe: "Recipe") -> str:
 
 def _spread(samples: Sequence[Sample]) -> list[str]:
     """Return the paths of at most PROOF_CLIPS of the samples, evenly spread."""
-    return [str(sample.path) for sample in samples[:: max(len(samples) // PROOF_CLIPS, 1)]][:PROOF_CLIPS]
+    step = max(len(samples) / PROOF_CLIPS, 1.0)
+    return [str(samples[int(place * step)].path) for place in range(min(len(samples), PROOF_CLIPS))]
 
 
 def write_bundle(

@@ -36,7 +36,9 @@ def augmented_sheet(manifest: Manifest, augmentation: Augmentation, path: Path) 
         for axes in own:
             axes.set_axis_off()
         try:
-            clips = [plain[index][0], *(trained[index][0] for _ in range(TIMES))]
+            clips = [plain[index][0]]
+            for trained.epoch in range(TIMES):  # what is drawn at random follows from it
+                clips.append(trained[index][0])
         except VideoError as error:
             own[0].text(0.0, 0.5, error.kind, color=WRONG, fontsize=7)
             continue

@@ -20,7 +20,7 @@ from harec_deploy.errors import UsageError
 from harec_deploy.machine import cpu
 from harec_deploy.picks import Pick, store
 from harec_deploy.recognizer import Recognizer
-from harec_deploy.runners import Execution
+from harec_deploy.runners import RUNNERS, Execution
 from harec_deploy.spec import WEIGHTS_VARIANT, BundleSpec
 
 CALLS = 4  # of each stream in a round: enough to keep the others company nearly all the time
@@ -193,6 +193,10 @@ def _begin(
     if only_proved:
         left_out = [way for way in ways if not is_proved(bundle.spec, way)]
         notes = [f"{way} is left out: it has no proof for {way.runner.device}" for way in left_out]
+        for way in ways:
+            if way not in left_out and way.runner.device.partition(":")[0] not in RUNNERS[way.runner.name].alone:
+                left_out.append(way)
+                notes.append(f"{way} is left out: --runner auto never takes it on {way.runner.device}")
         ways = [way for way in ways if way not in left_out]
         if not ways:
             raise UsageError(f"no way to run {folder} is proved on this kind of machine: harec-deploy export proves")

@@ -11,11 +11,11 @@ from typing import Any
 from harec_deploy.bench.measure import Budget, Work, interleave, timed
 from harec_deploy.bench.noise import Watch
 from harec_deploy.bench.result import Result, Row, made, rate, times, unsure, way_row
-from harec_deploy.bench.ways import find_ways, hits, truth_of
+from harec_deploy.bench.ways import find_ways, hits, load_ways
 from harec_deploy.bundle import load as load_bundle
 from harec_deploy.decode import DECODERS, Decoder, Refused, Size, VideoInfo, choose, has_dali
 from harec_deploy.devices import resolve
-from harec_deploy.discover import VideoFile
+from harec_deploy.discover import VideoFile, truth_of
 from harec_deploy.errors import UsageError, VideoError
 from harec_deploy.export.verify import REFERENCE, spread
 from harec_deploy.label.options import Options
@@ -179,7 +179,9 @@ def label(folder: Path, inputs: Sequence[str], settings: VideoSettings) -> Resul
         HarecError: what label raises.
     """
     bundle = load_bundle(folder)
-    ways = find_ways(bundle.spec, settings.compare, settings.device)
+    asked = find_ways(bundle.spec, settings.compare, settings.device)
+    ready, told = load_ways(bundle, asked)
+    ways = [each.execution for each in ready]
     videos = [str(video.path) for video in spread(inputs, settings.max_videos)]
     settings.announce(f"{len(videos)} videos, {len(ways)} ways: {', '.join(map(str, ways))}")
     with tempfile.TemporaryDirectory(prefix="harec-bench-") as scratch, Watch() as watch:
@@ -196,7 +198,7 @@ def label(folder: Path, inputs: Sequence[str], settings: VideoSettings) -> Resul
         "within": settings.budget.within,
         "seconds": settings.budget.seconds,
     }
-    notes = unsure(timings.values(), settings.budget)
+    notes = told + unsure(timings.values(), settings.budget)
     if idle := [row["way"] for row in rows if max(row["busy"].values()) < IDLE]:
         notes.append(f"{', '.join(idle)}: nothing was busy, starting is most of so short a run: take more videos")
     return made("label", about, rows, notes, watch)

@@ -3,13 +3,13 @@
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from harec_deploy.bundle import Bundle
+from harec_deploy.discover import truth_of
 from harec_deploy.errors import BundleError, DeviceError, UsageError
 from harec_deploy.export.verify import read_clips
 from harec_deploy.intervals import wilson
@@ -64,12 +64,11 @@ def _runner(name: str) -> str:
 def _named(spec: BundleSpec, name: str, device: str, every: Iterable[Execution]) -> list[Execution]:
     match, (runner, _, precision) = _WAY.fullmatch(name), name.partition(":")
     if match:
-        ways = executions(spec, match["runner"], match["precision"], device)
-        ways = [way for way in ways if way.variant == match["variant"]]
+        ways = executions(spec, match["runner"], match["precision"], device, match["variant"])
     elif _runner(name):
         ways = executions(spec, runner, precision or "auto", device)
     else:
-        ways = [way for way in every if way.variant == name]
+        ways = executions(spec, device=device, variant=name) if name in spec.ways() else []
     if not ways:
         there = ", ".join(map(str, every or executions(spec, device=device)))
         raise UsageError(f"--compare {name!r}: no such way to run the bundle; there is {there}")
@@ -109,11 +108,6 @@ def find_clips(bundle: Bundle, inputs: Sequence[str], limit: int) -> Clips:
         return Clips(check[0], f"the bundle's {len(check[0])} check clips")
     shape = (4, spec.sampling.frames, spec.size.height, spec.size.width, 3)
     return Clips(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8), "generated noise")
-
-
-def truth_of(path: Path, classes: Sequence[str]) -> str | None:
-    """Return the true class of a video: its folder's name if that is a class, or None if nobody knows."""
-    return path.parent.name if path.parent.name in classes else None
 
 
 def accuracy(recognizer: Recognizer, clips: Clips) -> dict[str, Any] | None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def verify(
     bundle: Annotated[Path, typer.Argument(help="A bundle that was exported.")],
     clips: Annotated[list[str], typer.Argument(help="Videos, folders, globs or @list.txt.")],
-    runner: Annotated[str, typer.Option(help="What is verified: auto as in label, or the name of a runner.")] = "auto",
+    runner: Annotated[str, typer.Option(help="What is verified: auto, the fastest here, or a runner.")] = "auto",
     precision: Annotated[str, typer.Option(help="What it computes in.")] = "auto",
     variant: Annotated[str, typer.Option(help="Which of the bundle's variants, such as onnx-fp16.")] = "auto",
     decoder: Annotated[str, typer.Option(help="What gives it the frames; pyav is the reference.")] = "pyav",
@@ -44,8 +44,9 @@ def verify(
     from harec_deploy.loading import load
 
     where = choose_decoders(decoder, device).device if decoder == "dali" else resolve(device)[0]
-    recognizer = load(bundle, runner=runner, precision=precision, device=device, variant=variant, on_trial=True)
     decoder_only = decoder != REFERENCE and not html and find_spec("torch") is None
+    how_run: dict[str, Any] = {"runner": runner, "precision": precision, "device": device, "variant": variant}
+    recognizer = load(bundle, **how_run, on_trial=not decoder_only)
     with console.progress_bar("comparing") as (progress, task):
         how: dict[str, Any] = {
             "device": where,

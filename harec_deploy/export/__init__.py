@@ -1,7 +1,7 @@
 """Export: a bundle's PyTorch weights become a variant, which is proved on real clips before it gets its name."""
 
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,6 +14,7 @@ from harec_deploy.devices import resolve
 from harec_deploy.errors import BundleError, ProofError, UsageError
 from harec_deploy.export.verify import Check, ProofClips, failure, prove, read_clips, reference_logits
 from harec_deploy.files import atomic_folder, atomic_write
+from harec_deploy.machine import versions
 from harec_deploy.recognizer import Recognizer
 from harec_deploy.runners import Execution, Runner, candidates, installed
 from harec_deploy.spec import WEIGHTS_VARIANT, BundleSpec, FileRef, Proof, Quantisation, Variant
@@ -86,6 +87,9 @@ def export(
     progress("writing ONNX graphs")
     bundle = _add(bundle, name, precision, written, proving)
     graphs = bundle.spec.variants[name].graphs
+    if not fused and f"{name}-fused" in bundle.spec.variants:
+        progress(f"{name}-fused is removed, for it is of graphs that were replaced: --fused writes it anew")
+        bundle = _remove(bundle, f"{name}-fused")
     if fused and "model" in graphs:
         progress(f"{graphs['model'].path} is a single file already: --fused adds nothing to a model of whole clips")
     elif fused:
@@ -131,6 +135,14 @@ def _add(bundle: Bundle, name: str, precision: str, write: Write, proving: _Prov
     if check is None:
         spec = msgspec.structs.replace(spec, check=write_check(folder, proving.clips, proving.logits))
     return save(folder, spec)
+
+
+def _remove(bundle: Bundle, name: str) -> Bundle:
+    """Take a variant out of the bundle, and its files with it."""
+    others = {other: variant for other, variant in bundle.spec.variants.items() if other != name}
+    without = save(bundle.folder, msgspec.structs.replace(bundle.spec, variants=others))
+    shutil.rmtree(bundle.folder / name)
+    return without
 
 
 def check_clips_of(bundle: Bundle) -> Check | None:
@@ -185,12 +197,12 @@ def _first_proved(
         ProofError: that of the last, as none passes.
     """
     failed: ProofError | None = None
-    packages = ("torch", "onnx", "onnxscript", *(["onnxruntime"] if precision == "int8" else []))
+    packages = ["torch", "onnx", "onnxscript", *(["onnxruntime", "onnxruntime-gpu"] if precision == "int8" else [])]
     for paths, quantisation in forms:
         variant = Variant(
             precision=precision,
             graphs={graph: file_ref(bundle.folder, path) for graph, path in paths.items()},
-            made_with={package: version(package) for package in packages},
+            made_with=versions(packages),
             proofs=[],
             quantisation=quantisation,
         )

@@ -10,7 +10,7 @@ from harec_deploy.bundle import Bundle, save
 from harec_deploy.decode import Decoder, Frames, Refused, choose
 from harec_deploy.discover import VideoFile
 from harec_deploy.errors import UsageError, VideoError
-from harec_deploy.export.verify import MIN_AGREEMENT, REFERENCE, frames_of, spread
+from harec_deploy.export.verify import MIN_AGREEMENT, REFERENCE, frames_of, numeric, spread
 from harec_deploy.recognizer import Recognizer
 from harec_deploy.spec import BundleSpec, DecoderProof
 
@@ -130,7 +130,7 @@ class DecoderTally:
             mean_level_difference=float(np.mean(self._mean_levels)),
             max_level_difference=self._max_level,
             top1_agreement=agreement,
-            max_abs_dp=self._max_abs_dp,
+            max_abs_dp=numeric(self._max_abs_dp, 1.0),
             flipped=self._flipped,
             passed=agreement >= MIN_AGREEMENT and self._max_abs_dp <= 1.0,  # False for NaN too
         )

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harec_deploy.decode import choose
-from harec_deploy.discover import VideoFile
+from harec_deploy.discover import VideoFile, truth_of
 from harec_deploy.errors import MissingDependency, ProofError
 from harec_deploy.export.decoders import DecoderTally, Pairs, Progress, failure_of, store
 from harec_deploy.export.stages import ModelStages, PixelStages, Stage
@@ -149,9 +149,10 @@ def compare(
     pairs = Pairs(choose(decoder, device), recognizer.spec, inputs, max_clips, progress)
     model, pixels = ModelStages(reference, recognizer), PixelStages(reference, (pairs.reference, pairs.decoder))
     tally = DecoderTally()
-    clips = _Clips(recognizer.spec.classes)
+    clips, same = _Clips(recognizer.spec.classes), []
     for video, frames, got in pairs:
         wanted, here = model.add(frames.pixels)
+        same.append(int(wanted.argmax()) == int(here.argmax()))
         if decoder != REFERENCE:
             there = recognizer.predict(got[None])[0]
             tally.add(video.name, frames.pixels, got, here, there)
@@ -161,7 +162,8 @@ def compare(
     proof = None
     if decoder != REFERENCE:
         proof = tally.proof(pairs, recognizer)
-        store(recognizer.bundle, proof)
+        if np.mean(same) >= MIN_AGREEMENT:  # what labels otherwise than the model on the same frames proves nothing
+            store(recognizer.bundle, proof)
     stages = [stage for each in (*pixels.tallies, *model.tallies) if (stage := each.stage())]
     return clips.comparison(reference, recognizer, pairs, proof, stages)
 
@@ -178,7 +180,7 @@ class _Clips:
 
     def add(self, video: VideoFile, wanted: NDArray[np.float32], got: NDArray[np.float32]) -> None:
         self._names.append(video.name)
-        self._truths.append(truth_of(video, self._classes))
+        self._truths.append(truth_of(video.path, self._classes))
         self._wanted.append(wanted)
         self._got.append(got)
 
@@ -260,11 +262,6 @@ class _Clips:
             if row.clips or row.labelled:
                 rows.append(row)
         return rows
-
-
-def truth_of(video: VideoFile, classes: Sequence[str]) -> str | None:
-    """Return the class that the video's folder, or the folder around that one, is named after; None if neither is."""
-    return next((parent.name for parent in video.path.parents[:2] if parent.name in classes), None)
 
 
 def source_of(stages: Sequence[Stage]) -> str | None:

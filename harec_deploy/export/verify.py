@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harec_deploy.decode import Decoder, Frames, Refused, Size, choose
-from harec_deploy.discover import VideoFile, discover
+from harec_deploy.discover import VideoFile, discover, truth_of
 from harec_deploy.errors import ProofError, UsageError, VideoError
 from harec_deploy.intervals import wilson
 from harec_deploy.recognizer import Recognizer, softmax
@@ -37,10 +37,10 @@ class ProofClips:
     decoder: str = REFERENCE
 
     def truths(self, classes: Sequence[str]) -> NDArray[np.int64]:
-        """Return the place in ``classes`` of each clip's folder's name, -1 where that is no class: int64 (N,)."""
-        places = {name: place for place, name in enumerate(classes)}
-        folders = [video.path.parent.name for video in self.videos] or [""] * len(self.names)
-        return np.array([places.get(folder, -1) for folder in folders], dtype=np.int64)
+        """Return the place in ``classes`` of each clip's true class, -1 where nobody knows it: int64 (N,)."""
+        places: dict[str | None, int] = {name: place for place, name in enumerate(classes)}
+        truths = [truth_of(video.path, classes) for video in self.videos] or [None] * len(self.names)
+        return np.array([places.get(truth, -1) for truth in truths], dtype=np.int64)
 
 
 def read_clips(spec: BundleSpec, inputs: Sequence[str], limit: int) -> ProofClips:
@@ -123,7 +123,7 @@ def prove(recognizer: Recognizer, clips: ProofClips, logits: NDArray[np.float32]
         decoder=clips.decoder,
         clips=len(clips.names),
         top1_agreement=agreement,
-        max_abs_dp=max_abs_dp,
+        max_abs_dp=numeric(max_abs_dp, 1.0),  # the most that probabilities can be apart
         flipped=[flip.clip for flip in flips],
         flips=flips,
         labelled=int((truths >= 0).sum()),
@@ -145,7 +145,7 @@ def _flips(
             wanted=classes[old],
             wanted_score=float(wanted[clip, old]),
             got=classes[new],
-            got_score=float(got[clip, new]),
+            got_score=numeric(float(got[clip, new]), 0.0),
         )
         for clip, (old, new) in enumerate(labels)
         if old != new
@@ -169,6 +169,11 @@ def measured(proof: Proof) -> str:
     return f"{told}, max |dp| {proof.max_abs_dp:.2g}"
 
 
+def numeric(value: float, otherwise: float) -> float:
+    """Return a figure as a bundle can keep it: JSON has no NaN."""
+    return otherwise if np.isnan(value) else value
+
+
 def max_abs_dp_of(precision: str, decoder: str) -> float:
     """Return how far probabilities may move: hardly, where neither the arithmetic nor the frames are others."""
     return MAX_ABS_DP.get(precision, 1.0) if decoder == REFERENCE else 1.0
@@ -188,5 +193,5 @@ def failure(execution: Execution, proof: Proof) -> ProofError:
     return ProofError(
         f"{execution} is not the trained model: {measured(proof)}; needed are {MIN_AGREEMENT:.0%} of labels, "
         f"{MAX_ACCURACY_LOSS:.1%} of accuracy lost at most, and |dp| of {limit:g} at most; "
-        f"flipped: {', '.join(map(str, proof.flips)) or 'none'}. Nothing was written"
+        f"flipped: {', '.join(map(str, proof.flips)) or 'none'}. {execution.variant} was not written"
     )

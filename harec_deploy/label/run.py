@@ -116,11 +116,13 @@ def _told(found: Discovery, header: Header) -> str:
 
 
 def _load(bundle: Path, options: Options, begun: Header | None) -> Here | Engines:
-    runner, precision = options.runner, options.precision
+    runner, precision, variant = options.runner, options.precision, options.variant
     if begun and runner == "auto":
         runner = begun.runner
     if begun and precision == "auto":
         precision = begun.precision
+    if begun and variant == "auto":
+        variant = begun.variant
     devices = engine_devices(options.device)
     for device in dict.fromkeys(devices) if options.rebuild else ():
         _rebuild(bundle, runner, precision, device, options)
@@ -129,7 +131,7 @@ def _load(bundle: Path, options: Options, begun: Header | None) -> Here | Engine
         device=options.device,
         runner=runner,
         precision=precision,
-        variant=options.variant,
+        variant=variant,
     )
     engines = load_engines(asked, devices, options.workers or default_workers(), options.announce)
     try:
@@ -176,7 +178,8 @@ def _reuse_told(header: Header, spec: BundleSpec) -> str:
     if threshold is None:
         return ""
     told = f"; frames at most {threshold:g} levels from an earlier one take its features: "
-    proof = next((each for each in spec.reuse if each.threshold == threshold), None)
+    way = (threshold, header.variant, header.runner, header.precision)
+    proof = next((p for p in spec.reuse if (p.threshold, p.variant, p.runner, p.precision) == way), None)
     if proof is None:
         return told + "no proof for this bundle, see harec_deploy.export.reuse"
     kept = f"{proof.top1_agreement:.1%} of {proof.windows} windows kept their label"

@@ -121,7 +121,7 @@ class TestCommand:
 
     def test_a_bundle_that_cannot_run_as_asked(self, two: list[Path]) -> None:
         every = contenders(two, "test")
-        with pytest.raises(UsageError, match="no way to run onnx-int9"):
+        with pytest.raises(UsageError, match="the bundle has no variant 'onnx-int9'; it has onnx-fp32"):
             compare(every, variant="onnx-int9", progress=lambda done, total: None)
 
 

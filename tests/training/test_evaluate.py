@@ -184,7 +184,7 @@ def test_one_clip_is_the_one_that_is_labelled() -> None:
         ({"clips": 0}, "--test-clips 0: allowed are 1 to 30"),
         ({"clips": 31}, "--test-clips 31: allowed are 1 to 30"),
         ({"clips": 2, "views": 2}, "--test-clips and --test-views both say"),
-        ({"variant": "onnx-int9"}, "no way to run onnx-int9 of the bundle"),
+        ({"variant": "onnx-int9"}, "the bundle has no variant 'onnx-int9'; it has onnx-fp32"),
     ],
 )
 def test_what_cannot_be_measured(exported: Path, how: dict[str, Any], message: str) -> None:

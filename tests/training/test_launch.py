@@ -103,7 +103,7 @@ def test_two_processes_stop_together_go_on_and_come_to_the_result_of_one(alone: 
     assert (
         load(together / "bundle").spec.training["optimisation"] == load(alone / "bundle").spec.training["optimisation"]
     )
-    assert len(list((manifest.parent / "cache").glob("features-*.npy"))) == 1
+    assert len(list((manifest.parent / "cache").glob("features-*.rows"))) == 1
 
 
 def test_tensorboard_shows_what_the_csv_file_says(manifest: Path, tmp_path: Path) -> None:
