@@ -18,9 +18,9 @@ import harec_deploy
 from harec_deploy.bundle import file_ref, load, save
 from harec_deploy.decode import DECODERS, Frames, Size, Timestamps
 from harec_deploy.decode.pyav import PyAVDecoder
-from harec_deploy.discover import VideoFile
+from harec_deploy.discover import VideoFile, truth_of
 from harec_deploy.errors import UsageError
-from harec_deploy.export.differences import Comparison, Share, compare, failures_of, source_of, truth_of
+from harec_deploy.export.differences import Comparison, Share, compare, failures_of, source_of
 from harec_deploy.export.page import write_page
 from harec_deploy.export.stages import NATIVE_BYTES, Tally, native_size, scaled
 from harec_deploy.export.verify import frames_of
@@ -281,7 +281,7 @@ class TestGate:
         ],
     )
     def test_the_truth_is_the_folders_name(self, path: str, truth: str | None) -> None:
-        assert truth_of(VideoFile("a", Path("/data") / path), ["climb", "jump"]) == truth
+        assert truth_of(Path("/data") / path, ["climb", "jump"]) == truth
 
 
 class TestWhatIsTold:

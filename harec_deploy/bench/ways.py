@@ -64,7 +64,8 @@ def _runner(name: str) -> str:
 def _named(spec: BundleSpec, name: str, device: str, every: Iterable[Execution]) -> list[Execution]:
     match, (runner, _, precision) = _WAY.fullmatch(name), name.partition(":")
     if match:
-        ways = executions(spec, match["runner"], match["precision"], device, match["variant"])
+        there = match["variant"] in spec.ways()
+        ways = executions(spec, match["runner"], match["precision"], device, match["variant"]) if there else []
     elif _runner(name):
         ways = executions(spec, runner, precision or "auto", device)
     else:
