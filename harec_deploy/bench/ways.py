@@ -64,8 +64,8 @@ def _runner(name: str) -> str:
 def _named(spec: BundleSpec, name: str, device: str, every: Iterable[Execution]) -> list[Execution]:
     match, (runner, _, precision) = _WAY.fullmatch(name), name.partition(":")
     if match:
-        there = match["variant"] in spec.ways()
-        ways = executions(spec, match["runner"], match["precision"], device, match["variant"]) if there else []
+        known = match["variant"] in spec.ways()
+        ways = executions(spec, match["runner"], match["precision"], device, match["variant"]) if known else []
     elif _runner(name):
         ways = executions(spec, runner, precision or "auto", device)
     else:
