@@ -252,7 +252,7 @@ def test_the_real_bindings_take_our_log_and_monitor_and_refuse_to_start_in_one_l
 REAL = """
 from pathlib import Path
 import tensorrt as trt
-from harec_deploy.bundle import EngineSpec
+from harec_deploy.spec import EngineSpec
 from harec_deploy.devices import CudaDevice
 from harec_deploy.errors import HarecError
 from harec_deploy.export import plan
