@@ -4,23 +4,26 @@
 
 CLIPS is a class-per-folder tree whose names carry the filmed sequence, set1_<id>_<sequence>_<class>.avi. Every fold is
 trained by ``training.fit`` and tested with PyTorch on whole clips and on six views of each. Those of the first seed are
-exported with proof too, and tested again through the exported graphs. A fold's figures go to the results as soon as it
-is done; the same command goes on where it stopped, seed by seed. A split at random has one seed.
+exported with proof too, and the files labelled anew by the exported bundle. Folds are worked on side by side, each by
+one thread. A fold's figures go to the results as soon as it is done; the same command goes on where it stopped, seed by
+seed. A split at random has one seed.
 """
 
 import argparse
 import json
+import os
 import platform
 import shutil
 import statistics
 import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from harec_deploy.bundle import load as load_bundle
@@ -29,7 +32,7 @@ from harec_deploy.files import atomic_write
 from harec_deploy.loading import load
 from harec_deploy.models import from_bundle
 from training.datasets import Manifest, Sample, grouped, inspect, scan_folders
-from training.features import Grid, Source, stored_frames
+from training.features import Grid
 from training.fit import SILENT, fit
 from training.metrics import bootstrap
 from training.recipes import RecipeFile, to_recipe
@@ -66,7 +69,6 @@ MODELS: dict[str, dict[str, Any]] = {
         "optimisation": {"epochs": 10, "batch": 16, "amp": "bf16"},
     },
 }
-PRETRAINED = "mobilenet_v2_lstm"
 # What inner folds choose from, for the frozen model.
 CHOICES: dict[str, dict[str, Any]] = {
     "8 frames of the middle half": {},
@@ -79,90 +81,131 @@ CHOICES: dict[str, dict[str, Any]] = {
 CHOSEN = "MobileNetV2, frozen, + LSTM, settings chosen on inner folds"
 
 
-class Study:
-    """Trains and tests, and keeps what came of it: ``rows``, one for each fold of a model, split and seed."""
+@dataclass(frozen=True)
+class Job:
+    """One fold of a model, split and seed: what a process is given to do.
 
-    def __init__(self, out: Path, work: Path, samples: Sequence[Sample], encoder_weights: Path) -> None:
-        self.out, self.work, self.samples, self.encoder_weights = out, work, samples, encoder_weights
-        self.content: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {"rows": [], "chosen": {}}
+    samples: all clips, each in split "train" or "test". work: a folder for runs and for what is computed once.
+    """
+
+    model: str
+    split: str
+    seed: int
+    fold: int
+    samples: tuple[Sample, ...]
+    encoder_weights: Path
+    work: Path
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """What tells its row in the results from others."""
+        return {"model": self.model, "split": self.split, "seed": self.seed, "fold": self.fold}
+
+    def row(self) -> dict[str, Any]:
+        """Train and test; return what the results keep."""
+        start = time.perf_counter()
+        told: dict[str, Any] = self.place
+        if self.model == CHOSEN:
+            told["inner_correct"] = scores = self.inner_correct()
+            told["chosen"] = max(scores, key=lambda name: scores[name])
+        settings = MODELS[self.model] if self.model in MODELS else FROZEN | CHOICES[told["chosen"]]
+        trained = self.trained(self.samples, settings, self.seed)
+        told |= self.tested(*trained, self.samples, exported=self.split == "sequences" and self.seed == 0)
+        return told | {"seconds": round(time.perf_counter() - start, 1)}
+
+    def inner_correct(self) -> dict[str, int]:
+        """Return how many clips of the training sequences the choices have right, on folds of those, by one seed."""
+        inside = [sample for sample in self.samples if sample.split == "train"]
+        scores = dict.fromkeys(CHOICES, 0)
+        for name, changes in CHOICES.items():
+            for inner in folds(inside, INNER_FOLDS, seed=0):
+                told = self.tested(*self.trained(inner, FROZEN | changes, seed=0), inner, exported=False)
+                scores[name] += told["videos"] - len(told["wrong"])
+        return scores
 
     def trained(self, samples: Sequence[Sample], settings: dict[str, Any], seed: int) -> tuple[Path, Recipe]:
         """Train on one split, anew, and return the bundle."""
-        weights = str(self.encoder_weights) if settings["architecture"] == PRETRAINED else None
+        weights = str(self.encoder_weights) if settings["architecture"] == FROZEN["architecture"] else None
         recipe = to_recipe(RecipeFile(**settings, encoder_weights=weights, seed=seed))
-        run = self.work / "run"
+        run = self.work / f"run-{os.getpid()}"
         shutil.rmtree(run, ignore_errors=True)
         return fit(samples, recipe, run, SILENT, cache=self.work / "cache"), recipe
 
-    def run(self, model: str, split: str, seed: int) -> None:
-        """Train and test every fold that has no row yet."""
-        for number, fold in enumerate(self.splits(split, seed)):
-            place = {"model": model, "split": split, "seed": seed, "fold": number}
-            if any(place.items() <= row.items() for row in self.content["rows"]):
-                continue
-            start = time.perf_counter()
-            settings = MODELS[model] if model in MODELS else FROZEN | CHOICES[self.choice(number, fold)]
-            tests = [sample for sample in fold if sample.split == "test"]
-            told = self.tested(*self.trained(fold, settings, seed), tests, exported=split == "sequences" and seed == 0)
-            row = {**place, **told, "seconds": round(time.perf_counter() - start, 1)}
-            self.content["rows"].append(row)
-            self.save()
-            print(*place.values(), f"{len(row['wrong'])} of {row['videos']} wrong, {row['seconds']} s")
+    def tested(self, bundle: Path, recipe: Recipe, samples: Sequence[Sample], *, exported: bool) -> dict[str, Any]:
+        """Return which test clips a bundle has wrong, whole and by views; with ``exported``, its exported form too.
 
-    def splits(self, split: str, seed: int) -> list[list[Sample]]:
-        """Return the folds: whole sequences held out, the same for every seed, or clips at random."""
+        Frames, and what frozen stages make of them, are those that training stored: the decoder's, at the same times.
+        The exported form is given the files.
+        """
+        tests = [sample for sample in samples if sample.split == "test"]
+        checked, paths = load_bundle(bundle), [sample.path for sample in tests]
+        source, net = source_for(from_bundle(checked), Manifest(tuple(tests)), recipe, SILENT, self.work / "cache")
+        net.eval()
+        middle = Grid(recipe.sampling, recipe.size).middle()
+
+        def view(shift: int, *, mirror: bool) -> torch.Tensor:
+            clips = torch.stack([source.clip(place, middle + shift, mirror=mirror) for place in range(len(paths))])
+            return torch.cat([net(few).softmax(-1) for few in clips.split(4)])
+
+        with torch.inference_mode():
+            views = [view(shift, mirror=mirror) for shift in (0, -1, 1) for mirror in (False, True)]
+        classes = checked.spec.classes
+        ways = {"wrong": views[0], "wrong_views": torch.stack(views).mean(0)}
+        labels = {name: [classes[place] for place in scores.argmax(1)] for name, scores in ways.items()}
+        if exported:
+            export(bundle)
+            by_path = {result.path: result.label or "" for result in load(bundle, threads=1).label_many(paths)}
+            labels["wrong_exported"] = [by_path[str(path)] for path in paths]
+        told: dict[str, Any] = {"videos": len(tests)}
+        for name, own in labels.items():
+            told[name] = [test.path.name for test, label in zip(tests, own, strict=True) if label != test.label]
+        if exported:
+            pairs = zip(labels["wrong"], labels["wrong_exported"], strict=True)
+            told["labels_changed"] = sum(one != other for one, other in pairs)
+        return told
+
+
+class Study:
+    """What is to be done, and ``content``, what came of it: "rows", one for each fold of a model, split and seed."""
+
+    def __init__(self, out: Path, work: Path, samples: Sequence[Sample], encoder_weights: Path) -> None:
+        self.out, self.work, self.samples, self.encoder_weights = out, work, samples, encoder_weights
+        self.content: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {"rows": []}
+
+    def jobs(self, models: Sequence[str], seeds: int) -> Iterator[Job]:
+        """Yield the folds that have no row yet."""
+        for seed in range(seeds):
+            for split in ("sequences", "random") if seed == 0 else ("sequences",):
+                for model in models if split == "sequences" else [each for each in models if each != CHOSEN]:
+                    for number, fold in enumerate(self.splits(split)):
+                        job = Job(model, split, seed, number, tuple(fold), self.encoder_weights, self.work)
+                        if not any(job.place.items() <= row.items() for row in self.content["rows"]):
+                            yield job
+
+    def splits(self, split: str) -> list[list[Sample]]:
+        """Return the folds, the same for every seed: whole sequences held out, or clips at random."""
         if split == "sequences":
             return folds(self.samples, FOLDS, seed=0)
-        apart = folds([replace(sample, group=str(sample.path)) for sample in self.samples], FOLDS, seed)
+        apart = folds([replace(sample, group=str(sample.path)) for sample in self.samples], FOLDS, seed=0)
         groups = {sample.path: sample.group for sample in self.samples}
         return [[replace(sample, group=groups[sample.path]) for sample in fold] for fold in apart]
 
-    def tested(self, bundle: Path, recipe: Recipe, samples: list[Sample], *, exported: bool) -> dict[str, Any]:
-        """Return what a bundle has wrong, on whole clips and on views; with ``exported``, what its graphs label anew.
+    def run(self, models: Sequence[str], seeds: int) -> None:
+        """Do all that is left."""
+        pool = ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), torch.set_num_threads, (1,))
+        with pool:
+            try:
+                for done in as_completed([pool.submit(job.row) for job in self.jobs(models, seeds)]):
+                    self.keep(done.result())
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
 
-        Frames, and features of a frozen encoder, are those that training stored: the decoder's, at the same times.
-        """
-        checked, paths = load_bundle(bundle), [sample.path for sample in samples]
-        model = from_bundle(checked)
-        source, net = source_for(model, Manifest(tuple(samples)), recipe, SILENT, self.work / "cache")
-        net.eval()
-        grid = Grid(recipe.sampling, recipe.size)
-
-        def clips(shift: int, *, mirror: bool = False, of: Source = source) -> torch.Tensor:
-            return torch.stack([of.clip(place, grid.middle() + shift, mirror=mirror) for place in range(len(paths))])
-
-        with torch.inference_mode():
-            views = [net(clips(shift, mirror=mirror)).softmax(-1) for shift in (0, -1, 1) for mirror in (False, True)]
-        truths = np.array([checked.spec.classes.index(sample.label) for sample in samples])
-        labels = [views[0].argmax(1).numpy(), torch.stack(views).mean(0).argmax(1).numpy()]
-        told: dict[str, Any] = {"videos": len(samples)}
-        for name, own in zip(("wrong", "wrong_views"), labels, strict=True):
-            told[name] = [paths[place].name for place in np.flatnonzero(own != truths)]
-        if exported:
-            export(bundle)
-            frames = clips(0, of=stored_frames(paths, grid, self.work / "cache", SILENT.step)).numpy()
-            again = load(bundle).predict(frames).argmax(1)
-            told["labels_changed"] = int((again != labels[0]).sum())
-            told["wrong_exported"] = int((again != truths).sum())
-        return told
-
-    def choice(self, number: int, fold: Sequence[Sample]) -> str:
-        """Return which settings are best on inner folds of an outer fold's training sequences, by one seed."""
-        known: dict[str, str] = self.content["chosen"]
-        if str(number) not in known:
-            inside = [sample for sample in fold if sample.split == "train"]
-            scores = dict.fromkeys(CHOICES, 0)
-            for name, changes in CHOICES.items():
-                for inner in folds(inside, INNER_FOLDS, seed=0):
-                    tests = [sample for sample in inner if sample.split == "test"]
-                    told = self.tested(*self.trained(inner, FROZEN | changes, seed=0), tests, exported=False)
-                    scores[name] += len(tests) - len(told["wrong"])
-            known[str(number)] = max(scores, key=lambda name: scores[name])
-            self.content.setdefault("inner_correct", {})[str(number)] = scores
-            self.save()
-        return known[str(number)]
-
-    def save(self) -> None:
+    def keep(self, row: dict[str, Any]) -> None:
+        """Add a row to the results, and sum them up anew."""
+        self.content["rows"].append(row)
+        told = (row["model"], row["split"], f"seed {row['seed']} fold {row['fold']}:")
+        print(*told, f"{len(row['wrong'])} of {row['videos']} wrong, {row['seconds']} s", flush=True)
         groups = {sample.path.name: sample.group for sample in self.samples}
         self.content["summary"] = summary(self.content["rows"], groups)
         self.content["machine"] = {"python": platform.python_version(), "torch": torch.__version__}
@@ -198,7 +241,8 @@ def summary(rows: Sequence[dict[str, Any]], groups: dict[str, str]) -> list[dict
         if exported := [row for row in tested if "wrong_exported" in row]:
             facts["folds_exported"] = len(exported)
             facts["labels_changed_by_export"] = sum(row["labels_changed"] for row in exported)
-            facts["most_apart_in_a_fold"] = max(abs(len(row["wrong"]) - row["wrong_exported"]) for row in exported)
+            apart = [abs(len(row["wrong"]) - len(row["wrong_exported"])) for row in exported]
+            facts["most_apart_in_a_fold"] = max(apart)
         told.append(facts)
     return told
 
@@ -220,12 +264,7 @@ def main() -> None:
     samples, problems = inspect(found)
     if problems:
         raise SystemExit(f"{len(problems)} videos cannot be read: {next(iter(problems))}")
-    study = Study(options.json, options.work, samples, options.encoder_weights)
-    for seed in range(options.seeds):
-        for split in ("sequences", "random"):
-            for model in options.models if split == "sequences" or seed == 0 else ():
-                if model != CHOSEN or split == "sequences":
-                    study.run(model, split, seed)
+    Study(options.json, options.work.resolve(), samples, options.encoder_weights).run(options.models, options.seeds)
 
 
 if __name__ == "__main__":

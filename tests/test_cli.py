@@ -1,14 +1,18 @@
 """The command line: quick to start, light to import, one line for a mistake."""
 
+import io
 import json
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from threading import Event
 
 import pytest
 
 from harec_deploy import errors
+from harec_deploy.cli import console
 from harec_deploy.errors import HarecError, VideoError
 
 HEAVY = ("torch", "torchvision", "onnxruntime", "openvino", "av", "onnx", "numpy", "lightning", "matplotlib")
@@ -110,3 +114,26 @@ def test_every_error_has_a_code_and_a_status() -> None:
     assert all(cls.__name__ in drawn for cls in classes)
     with pytest.raises(ValueError, match="unknown video error 'odd'; one of not_regular"):
         VideoError("odd")
+
+
+class _Interrupted(io.StringIO):
+    """A file during whose first write a signal comes."""
+
+    def write(self, text: str) -> int:
+        written = super().write(text)
+        if self.getvalue() == text:
+            signal.raise_signal(signal.SIGINT)
+        return written
+
+
+def test_a_signal_in_the_middle_of_a_line_does_not_repeat_it(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The handler speaks while Rich still holds the line that it has just written."""
+    file = _Interrupted()
+    monkeypatch.setattr(console.err, "file", file)
+    with console.Signals(Event(), "stopping") as signals:
+        console.say("epoch 6")
+    assert file.getvalue() == "epoch 6\n"
+    assert capfd.readouterr().err == "stopping\n"
+    assert signals.exit_status == 130

@@ -95,6 +95,15 @@ class TestFrozenStages:
             encoder.freeze(6)
         encoder.freeze(5)
 
+    @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "mobilenet_v3_large"])
+    def test_two_parts_are_the_whole(self, name: str) -> None:
+        torch.manual_seed(0)
+        encoder = frame_encoder(name, None).eval()
+        frames = torch.randint(0, 256, (2, 40, 48, 3), dtype=torch.uint8)
+        begin, rest = encoder.cut(2)
+        torch.testing.assert_close(rest(begin(frames)), encoder(frames))
+        assert {id(p) for part in (begin, rest) for p in part.parameters()} == {id(p) for p in encoder.parameters()}
+
 
 def test_lrcn_refuses_frames_it_would_pool_away() -> None:
     with pytest.raises(UsageError, match="lrcn takes frames of at least 64x64, not 48x64"):

@@ -91,13 +91,13 @@ class StoredFrames:
 
 
 class StoredFeatures:
-    """Features of all videos at all places, of the picture as it is and mirrored, in one memory-mapped file."""
+    """What a frozen encoder, or its frozen stages, make of all videos at all places, as they are and mirrored."""
 
     def __init__(self, rows: Rows) -> None:
-        self.rows = rows  # of each video float32 (2, places, D)
+        self.rows = rows  # of each video float32 (2, places, D), or maps (2, places, C, H', W')
 
     def clip(self, index: int, places: NDArray[np.int64], *, mirror: bool) -> Tensor:
-        """Return features float32 (T, D)."""
+        """Return features float32 (T, D), or maps (T, C, H', W')."""
         return torch.from_numpy(np.asarray(self.rows[index][int(mirror), places]))
 
 
@@ -122,8 +122,8 @@ def stored_features(
 ) -> StoredFeatures:
     """Freeze the encoder and compute its features of all places of the videos into ``cache``, but for those there.
 
-    The file's name is made of the encoder's weights, the grid and the decoder, and each row in it is of a video as it
-    was; so what is taken is never stale.
+    encoder: a whole one, or its first stages. The file's name is made of its weights, the grid and the decoder, and
+    each row in it is of a video as it was; so what is taken is never stale.
 
     Raises:
         UsageError: a video cannot be decoded.
@@ -132,7 +132,7 @@ def stored_features(
     encoder.to(memory_format=torch.channels_last).eval().freeze()
     layout = Layout(
         cache / f"{_key('features', grid, weights_digest(encoder))}.rows",
-        (2, grid.places, encoder.feature_dim),
+        features_shape(grid, encoder),
         np.dtype(np.float32),
     )
 
@@ -140,6 +140,13 @@ def stored_features(
         return (_both_ways(encoder, pixels) for pixels in _decoded(missing, grid))
 
     return StoredFeatures(stored(layout, paths, compute, progress))
+
+
+def features_shape(grid: Grid, encoder: FrameEncoder) -> tuple[int, ...]:
+    """Return the shape of what is stored of a video: (2, places, ...), as the encoder gives it for a frame."""
+    frame = torch.zeros(1, grid.size.height, grid.size.width, 3, dtype=torch.uint8)
+    with torch.inference_mode():
+        return (2, grid.places, *encoder.eval()(frame).shape[1:])
 
 
 def weights_digest(module: torch.nn.Module) -> bytes:

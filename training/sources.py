@@ -1,24 +1,27 @@
 """What a recipe trains on: features, stored frames or videos, and the part of the model that is trained on them."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from torch import nn
 
 from harec_deploy.files import sha256
 from harec_deploy.models import FramewiseModel, Model
 from harec_deploy.models.clipwise import ClipwiseModel
+from harec_deploy.models.encoders import FrameEncoder
 from harec_deploy.models.hub import local_file
 from training.datasets import Manifest
-from training.features import DecodedFrames, Grid, Source, stored_features, stored_frames
+from training.features import DecodedFrames, Grid, Source, features_shape, stored_features, stored_frames
 from training.module import Clips
 from training.settings import Recipe
 
 if TYPE_CHECKING:
     from training.fit import Report
 
-STORE_BYTES = 8 << 30  # frames of up to this size are decoded once; above, in every epoch
+STORE_BYTES = 8 << 30  # what does not change is kept up to this size; above, it is computed anew in every epoch
+FLOAT_BYTES = 4
 
 
 def weights_file(recipe: Recipe, say: Callable[[str], None]) -> Path | None:
@@ -47,6 +50,12 @@ def source_for(
         model.encoder.freeze()
     if recipe.finetune_stages:
         model.encoder.freeze(but_last=recipe.finetune_stages)
+        if isinstance(model, FramewiseModel) and not recipe.augmentation.changes_pixels:
+            begin, rest = model.encoder.cut(recipe.finetune_stages)
+            if len(paths) * math.prod(features_shape(grid, begin)) * FLOAT_BYTES <= STORE_BYTES:
+                report.say(f"{len(paths)} videos through the encoder's frozen stages, once for all epochs")
+                trained = FramewiseModel(cast(FrameEncoder, rest), model.head)  # of maps instead of frames
+                return stored_features(paths, grid, begin, cache, report.step), trained
     if len(paths) * grid.places * grid.size.height * grid.size.width * 3 > STORE_BYTES:
         report.say(f"frames of {len(paths)} videos are decoded in every epoch: too many to store")
         return DecodedFrames(paths, grid), model

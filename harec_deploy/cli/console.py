@@ -106,7 +106,19 @@ class Signals:
         self.number = number
         self.stop.set()
         if self.told:
-            say(self.told)
+            _say_at_once(self.told)
+
+
+def _say_at_once(text: str) -> None:
+    """Tell one line from a signal's handler, past Rich: interrupted in the middle of a line, it would write that again.
+
+    A progress bar, which is one line too, is overwritten, and drawn anew below.
+    """
+    clear = "\r\x1b[2K" if err.is_terminal else ""
+    try:
+        os.write(sys.stderr.fileno(), f"{clear}{text}\n".encode())
+    except (OSError, ValueError):
+        pass  # nobody reads it: a run ends in good order all the same
 
 
 _UNITS = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}

@@ -65,10 +65,7 @@ class PixelEncoder(nn.Module):
         self._frozen = (self.backbone,)
         if but_last:
             (chain,) = self.backbone.children()
-            stages = [stage for stage in chain.children() if next(stage.parameters(), None) is not None]
-            if but_last >= len(stages):
-                raise UsageError(f"the encoder has {len(stages)} stages: allowed are 0 to {len(stages) - 1} to train")
-            self._frozen = tuple(stages[:-but_last])
+            self._frozen = tuple(chain.children())[: _first_of_last(chain, but_last)]
         for stage in self._frozen:
             stage.requires_grad_(False)
         self.train(self.training)
@@ -88,6 +85,28 @@ class FrameEncoder(PixelEncoder):
         """Return the features of frames."""
         features: Tensor = self.backbone(self.normalised(frames).permute(0, 3, 1, 2))
         return features
+
+    def cut(self, but_last: int) -> tuple["FrameEncoder", nn.Module]:
+        """Return all but its last stages, frames uint8 (N, H, W, 3) -> maps float32 (N, C, H', W'), and the rest.
+
+        Both have the encoder's own weights, not copies of them. Only networks of ``BACKBONES`` can be cut.
+
+        Raises:
+            UsageError: it has fewer stages.
+        """
+        (chain,) = self.backbone.children()
+        stages = tuple(chain.children())
+        first = _first_of_last(chain, but_last)
+        begin = FrameEncoder(nn.Sequential(*stages[:first]), self.feature_dim, IMAGENET_MEAN, IMAGENET_STD)
+        return begin, _Pooled(nn.Sequential(*stages[first:]))
+
+
+def _first_of_last(chain: nn.Module, count: int) -> int:
+    """Return the place of the first of the last ``count`` parts that have weights. Raises UsageError."""
+    stages = [place for place, part in enumerate(chain.children()) if next(part.parameters(), None) is not None]
+    if count >= len(stages):
+        raise UsageError(f"the encoder has {len(stages)} stages: allowed are 0 to {len(stages) - 1} to train")
+    return stages[-count]
 
 
 class _Pooled(nn.Module):

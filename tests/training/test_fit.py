@@ -235,7 +235,9 @@ def test_a_frozen_encoder_keeps_its_weights(samples: list[Sample], tmp_path: Pat
     assert load(tmp_path / "run/bundle").spec.training["encoder"] == "frozen"
 
 
-def test_the_last_stages_of_an_encoder_are_fine_tuned(samples: list[Sample], tmp_path: Path, cache: Path) -> None:
+def test_the_last_stages_of_an_encoder_are_fine_tuned_on_what_the_others_gave_once(
+    samples: list[Sample], tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
     state = torchvision.models.get_model("mobilenet_v2", weights=None).state_dict()
     torch.save(state, tmp_path / "w.pth")
@@ -253,6 +255,11 @@ def test_the_last_stages_of_an_encoder_are_fine_tuned(samples: list[Sample], tmp
     names = {name: f"encoder.backbone.trunk.{name.removeprefix('features.')}" for name in state if "features" in name}
     changed = {name for name, ours in names.items() if not np.array_equal(trained[ours], state[name].numpy())}
     assert {name.split(".")[1] for name in changed} == {"17", "18"}
+    monkeypatch.setattr("training.sources.STORE_BYTES", 0)  # nothing is kept: the frozen stages run in every epoch
+    fit(samples, recipe, tmp_path / "again", report(), cache=tmp_path / "nothing")
+    assert not (tmp_path / "nothing").exists()
+    for name, value in weights(tmp_path / "again").items():
+        np.testing.assert_allclose(value, trained[name], rtol=1e-3, atol=1e-4)
     assert load(tmp_path / "run/bundle").spec.training["encoder"] == "last 2 stages trained"
     with pytest.raises(UsageError, match="stages are chosen of a pre-trained encoder that is fine-tuned"):
         replace(recipe, encoder_weights=None)
