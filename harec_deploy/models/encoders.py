@@ -57,7 +57,8 @@ class PixelEncoder(nn.Module):
         """Keep the backbone as it is in training, its statistics of batch normalisation too.
 
         but_last: how many of its last stages are trained all the same: a ResNet has four after its first convolution,
-        of a MobileNet every block counts.
+        of a MobileNet every block counts. Their statistics stay as well: a batch holds a few clips, whose frames are
+        alike, and normalised by such a batch an encoder gives other features than labelling will see.
 
         Raises:
             UsageError: it has fewer stages.
@@ -75,7 +76,16 @@ class PixelEncoder(nn.Module):
         super().train(mode)
         for stage in self._frozen:
             stage.eval()
+        if self._frozen:
+            _keep_statistics(self)
         return self
+
+
+def _keep_statistics(module: nn.Module) -> None:
+    """Put batch normalisation into eval mode; its weights may be trained all the same."""
+    for part in module.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            part.eval()
 
 
 class FrameEncoder(PixelEncoder):
@@ -98,7 +108,7 @@ class FrameEncoder(PixelEncoder):
         stages = tuple(chain.children())
         first = _first_of_last(chain, but_last)
         begin = FrameEncoder(nn.Sequential(*stages[:first]), self.feature_dim, IMAGENET_MEAN, IMAGENET_STD)
-        return begin, _Pooled(nn.Sequential(*stages[first:]))
+        return begin, _LastStages(nn.Sequential(*stages[first:]))
 
 
 def _first_of_last(chain: nn.Module, count: int) -> int:
@@ -119,6 +129,16 @@ class _Pooled(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         maps: Tensor = self.trunk(pixels)
         return maps.mean((2, 3))  # adaptive pooling would export as a chain of shape operations
+
+
+class _LastStages(_Pooled):
+    """Stages that are trained behind frozen ones: maps (N, C, H', W') -> features (N, D)."""
+
+    def train(self, mode: bool = True) -> "_LastStages":
+        """Switch to training, all but the statistics, as ``PixelEncoder.freeze`` says."""
+        super().train(mode)
+        _keep_statistics(self)
+        return self
 
 
 def _resnet_trunk(net: nn.Module) -> nn.Module:
