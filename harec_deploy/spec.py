@@ -53,9 +53,10 @@ class HeadSpec(_Part, frozen=True, kw_only=True):
 
 
 class Flip(_Part, frozen=True, kw_only=True):
-    """A clip whose label changed: the reference's label and its score, and the variant's."""
+    """A clip whose label changed: the reference's label and its score, and the other's. truth: None if unknown."""
 
     clip: str
+    truth: str | None = None
     wanted: str
     wanted_score: float
     got: str

@@ -312,7 +312,7 @@ class TestWhatIsTold:
         hostile.write_bytes(next(videos.rglob("*.mp4")).read_bytes())
         recognizer = harec_deploy.load(bundle, runner="onnx", precision="fp32", on_trial=True)
         told = compare(recognizer, [str(videos), str(hostile)], decoder="brighter")
-        name = msgspec.structs.replace(told.flipped[0], video=str(hostile))
+        name = msgspec.structs.replace(told.flipped[0], clip=str(hostile))
         write_page(msgspec.structs.replace(told, flipped=[name, *told.flipped]), tmp_path / "page.html")
         page = Page((tmp_path / "page.html").read_text())
         assert page.all("img") == []
@@ -320,7 +320,7 @@ class TestWhatIsTold:
         assert "<img src=x onerror=alert(1)>.mp4" in page.text
         for words in ("Most of it comes from: encoder.", "Why it does not pass", "brighter 7", "By class", "decode"):
             assert words in page.text
-        assert all(flip.video in page.text for flip in told.flipped)
+        assert all(flip.clip in page.text for flip in told.flipped)
         (policy,) = (meta["content"] or "" for meta in page.all("meta") if "http-equiv" in meta)
         assert policy.startswith("default-src 'none';")
 
@@ -335,9 +335,7 @@ class TestCommand:
         assert told["source"] == "encoder"
         assert not told["passed"]
         flip = told["flipped"][0]
-        shown = (
-            f"{flip['video']} ({flip['wanted']} {flip['wanted_score']:.2f} -> {flip['got']} {flip['got_score']:.2f})"
-        )
+        shown = f"{flip['clip']} ({flip['wanted']} {flip['wanted_score']:.2f} -> {flip['got']} {flip['got_score']:.2f})"
         last = done.stderr.splitlines()[-1]
         assert last.startswith("error [proof_failed]: onnx-fp32 on onnx in fp32: labels kept: ")
         assert shown in last

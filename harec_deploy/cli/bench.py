@@ -1,10 +1,11 @@
 """harec-deploy bench: how fast a bundle runs on this machine, and where the time goes."""
 
 from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import partial, wraps
+from inspect import Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -28,219 +29,138 @@ Videos = Annotated[list[str], typer.Argument(help="Videos, folders, globs or @li
 Clips = Annotated[
     list[str] | None, typer.Option("--clips", help="Videos or folders; the bundle's check clips by default.")
 ]
-Compare = Annotated[
-    str, typer.Option(help="onnx-fp32,onnx-int8 or openvino:bf16,torch or 'onnx-fp32 on onnx in fp32'; all by default.")
-]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda:N.")]
-MaxClips = Annotated[int, typer.Option(min=1, help="Clips or videos taken, at most; spread evenly.")]
-Within = Annotated[str, typer.Option(help="Measure until the 95 % interval of each median is so narrow.")]
-Seconds = Annotated[float, typer.Option(help="Of measuring, at most; in a sweep, of each step.")]
-Out = Annotated[list[Path] | None, typer.Option("--out", "-o", help="Write .json, .md or .png; may be repeated.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")]
-AsMarkdown = Annotated[bool, typer.Option("--markdown", help="Print Markdown instead of the table.")]
-
-
 Batch = Annotated[str, typer.Option(help="Clips in a call: 1,4,16.")]
 Streams = Annotated[str, typer.Option(help="Recognisers side by side, each with its share of the cores: 1,2.")]
 
 
-@bench.command()
-def latency(
-    bundle: Bundle,
-    clips: Clips = None,
-    compare: Compare = "",
-    device: Device = "auto",
-    batch: Batch = "1",
-    streams: Streams = "1",
-    max_clips: MaxClips = 100,
-    within: Within = "2%",
-    seconds: Seconds = 30.0,
-    out: Out = None,
-    as_json: AsJson = False,
-    as_markdown: AsMarkdown = False,
-) -> None:
+@dataclass(frozen=True, slots=True)
+class Common:
+    """The options that every command has, with their defaults."""
+
+    compare: Annotated[
+        str,
+        typer.Option(help="onnx-fp32,onnx-int8 or openvino:bf16,torch or 'onnx-fp32 on onnx in fp32'; else all."),
+    ] = ""
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto"
+    max_clips: Annotated[int, typer.Option(min=1, help="Clips or videos taken, at most; spread evenly.")] = 100
+    within: Annotated[str, typer.Option(help="Measure until the 95 % interval of each median is so narrow.")] = "2%"
+    seconds: Annotated[float, typer.Option(help="Of measuring, at most; in a sweep, of each step.")] = 30.0
+    out: Annotated[
+        list[Path] | None, typer.Option("--out", "-o", help="Write .json, .md or .png; may be repeated.")
+    ] = None
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown instead of the table.")] = False
+
+    def names(self) -> list[str]:
+        """Return what is compared, [] for all."""
+        return [name.strip() for name in self.compare.split(",") if name.strip()]
+
+    def of_engine(self, **more: Any) -> dict[str, Any]:
+        """Return what engine.Settings takes of them."""
+        return {"compare": self.names(), "device": self.device, "max_clips": self.max_clips, **more}
+
+    def of_videos(self, **more: Any) -> dict[str, Any]:
+        """Return what videos.VideoSettings takes of them."""
+        return {"compare": self.names(), "device": self.device, "max_videos": self.max_clips, **more}
+
+
+def _command(function: Callable[..., None]) -> Callable[..., None]:
+    """Make a command of a function whose last parameter is a Common, in whose place its options are on the line.
+
+    An option of Common that the function has a parameter for has the words of that.
+    """
+    own = [each for name, each in signature(function).parameters.items() if name != "common"]
+    shared = signature(Common).parameters
+    named = {each.name for each in own}
+
+    @wraps(function)
+    def command(**given: Any) -> None:
+        common = Common(**{name: given[name] for name in shared})
+        function(**{name: given[name] for name in named - shared.keys()}, common=common)
+
+    every = [*own, *(each for name, each in shared.items() if name not in named)]
+    command.__signature__ = Signature(every)  # type: ignore[attr-defined]
+    command.__annotations__ = {each.name: each.annotation for each in every}
+    return bench.command()(command)
+
+
+@_command
+def latency(bundle: Bundle, clips: Clips = None, batch: Batch = "1", streams: Streams = "1", *, common: Common) -> None:
     """Measure the time of a call: percentiles, mean, histogram; all ways, batches and streams take turns."""
     from harec_deploy.bench import engine
 
-    settings = engine.Settings(
-        compare=_names(compare),
-        device=device,
-        clips=clips or (),
-        max_clips=max_clips,
-        batches=_counts(batch, "--batch"),
-        streams=_counts(streams, "--streams"),
-    )
-    _show(
-        partial(engine.latency, bundle),
-        settings,
-        within,
-        seconds,
-        out,
-        as_json=as_json,
-        as_markdown=as_markdown,
-    )
+    counts = {"batches": _counts(batch, "--batch"), "streams": _counts(streams, "--streams")}
+    _show(partial(engine.latency, bundle), engine.Settings(**common.of_engine(clips=clips or (), **counts)), common)
 
 
-@bench.command()
-def throughput(
-    bundle: Bundle,
-    clips: Clips = None,
-    compare: Compare = "",
-    device: Device = "auto",
-    streams: Streams = "1",
-    max_clips: MaxClips = 100,
-    within: Within = "2%",
-    seconds: Seconds = 30.0,
-    out: Out = None,
-    as_json: AsJson = False,
-    as_markdown: AsMarkdown = False,
-) -> None:
+@_command
+def throughput(bundle: Bundle, clips: Clips = None, streams: Streams = "1", *, common: Common) -> None:
     """Measure clips a second with ever larger batches, until twice as large a one brings nothing more."""
     from harec_deploy.bench import engine
 
-    settings = engine.Settings(
-        compare=_names(compare),
-        device=device,
-        clips=clips or (),
-        max_clips=max_clips,
-        streams=_counts(streams, "--streams"),
-    )
-    _show(
-        partial(engine.throughput, bundle),
-        settings,
-        within,
-        seconds,
-        out,
-        as_json=as_json,
-        as_markdown=as_markdown,
-    )
+    asked = common.of_engine(clips=clips or (), streams=_counts(streams, "--streams"))
+    _show(partial(engine.throughput, bundle), engine.Settings(**asked), common)
 
 
-@bench.command()
+@_command
 def decode(
     videos: Videos,
     bundle: Annotated[
         Path | None, typer.Option("--bundle", "-b", help="Ask for its frames; 16 of 224x224 by default.")
     ] = None,
     compare: Annotated[str, typer.Option(help="Decoders: pyav,dali; by default those that are installed.")] = "",
-    device: Device = "auto",
-    max_clips: MaxClips = 100,
-    within: Within = "2%",
-    seconds: Seconds = 30.0,
-    out: Out = None,
-    as_json: AsJson = False,
-    as_markdown: AsMarkdown = False,
+    *,
+    common: Common,
 ) -> None:
     """Measure each decoder on the videos of each codec and size, one video after the other in this process."""
     from harec_deploy.bench import videos as of_videos
 
-    settings = of_videos.VideoSettings(
-        compare=_names(compare),
-        device=device,
-        max_videos=max_clips,
-    )
-    _show(
-        partial(of_videos.decode, videos, bundle),
-        settings,
-        within,
-        seconds,
-        out,
-        as_json=as_json,
-        as_markdown=as_markdown,
-    )
+    _show(partial(of_videos.decode, videos, bundle), of_videos.VideoSettings(**common.of_videos()), common)
 
 
-@bench.command()
+@_command
 def label(
     bundle: Bundle,
     videos: Videos,
-    compare: Compare = "",
-    device: Device = "auto",
     decoder: Annotated[str, typer.Option(help="auto, pyav, dali, or both from one queue.")] = "auto",
     workers: Annotated[str, typer.Option(metavar="N|auto", help="Videos decoded at a time.")] = "auto",
-    max_clips: MaxClips = 100,
-    within: Within = "2%",
-    seconds: Seconds = 30.0,
-    out: Out = None,
-    as_json: AsJson = False,
-    as_markdown: AsMarkdown = False,
+    *,
+    common: Common,
 ) -> None:
     """Measure whole labelling runs, and what each stage takes. The rows are thrown away."""
     from harec_deploy.bench import videos as of_videos
 
-    settings = of_videos.VideoSettings(
-        compare=_names(compare),
-        device=device,
-        max_videos=max_clips,
-        workers=console.count(workers, "--workers"),
-        decoder=decoder,
-    )
-    _show(
-        partial(of_videos.label, bundle, videos),
-        settings,
-        within,
-        seconds,
-        out,
-        as_json=as_json,
-        as_markdown=as_markdown,
-    )
+    asked = common.of_videos(workers=console.count(workers, "--workers"), decoder=decoder)
+    _show(partial(of_videos.label, bundle, videos), of_videos.VideoSettings(**asked), common)
 
 
-@bench.command()
-def pick(
-    bundle: Bundle,
-    clips: Videos,
-    compare: Compare = "",
-    device: Device = "auto",
-    max_clips: MaxClips = 100,
-    within: Within = "2%",
-    seconds: Seconds = 30.0,
-    out: Out = None,
-    as_json: AsJson = False,
-    as_markdown: AsMarkdown = False,
-) -> None:
+@_command
+def pick(bundle: Bundle, clips: Videos, *, common: Common) -> None:
     """Measure every way that passed its proof; from then on --runner auto takes the fastest on this machine."""
     from harec_deploy.bench import engine
 
-    settings = engine.Settings(
-        compare=_names(compare),
-        device=device,
-        clips=clips,
-        max_clips=max_clips,
-    )
-    result = _show(
-        partial(engine.pick, bundle), settings, within, seconds, out, as_json=as_json, as_markdown=as_markdown
-    )
+    result = _show(partial(engine.pick, bundle), engine.Settings(**common.of_engine(clips=clips)), common)
     console.say(f"{result.about['picked']} is what --runner auto takes from now on; in {result.about['stored_in']}")
 
 
-def _show(
-    measure: "Callable[[AnySettings], Result]",
-    settings: "AnySettings",
-    within: str,
-    seconds: float,
-    out: list[Path] | None,
-    *,
-    as_json: bool,
-    as_markdown: bool,
-) -> "Result":
+def _show(measure: "Callable[[AnySettings], Result]", settings: "AnySettings", common: Common) -> "Result":
     """Measure, print and write."""
     from harec_deploy.bench import output
     from harec_deploy.bench.measure import Budget
 
-    output.check(out or ())
-    budget = Budget(within=_share(within), seconds=seconds)
+    output.check(common.out or ())
+    budget = Budget(within=_share(common.within), seconds=common.seconds)
     with console.progress_bar("measuring, in rounds") as (bar, task):
         step = partial(_step, bar, task)
         result = measure(replace(settings, budget=budget, announce=console.say, progress=step))
-    if as_json or as_markdown:
-        text = output.as_json(result) if as_json else output.as_markdown(result)
+    if common.as_json or common.as_markdown:
+        text = output.as_json(result) if common.as_json else output.as_markdown(result)
         console.out.print(text, markup=False, end="")
     else:
         console.out.print(output.as_table(result))
         for note in result.notes:
             console.say(f"note: {note}")
-    for path in out or ():
+    for path in common.out or ():
         output.write(result, path)
         console.say(f"written to {path}")
     return result
@@ -248,10 +168,6 @@ def _show(
 
 def _step(bar: "Bar", task: "TaskID", rounds: int) -> None:
     bar.update(task, completed=rounds)
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _counts(text: str, option: str) -> list[int]:

@@ -19,7 +19,7 @@ from harec_deploy.export.verify import MAX_ACCURACY_LOSS, MIN_AGREEMENT, REFEREN
 from harec_deploy.intervals import wilson
 from harec_deploy.recognizer import Recognizer
 from harec_deploy.runners import Execution, get
-from harec_deploy.spec import WEIGHTS_VARIANT, DecoderProof
+from harec_deploy.spec import WEIGHTS_VARIANT, DecoderProof, Flip
 
 ROUNDING = 1e-4  # probabilities that differ by less are the same ones, added up in another order
 NAMED = 5  # flipped clips in an error's one line
@@ -42,20 +42,6 @@ class Share(msgspec.Struct, frozen=True, kw_only=True):
 
     def __str__(self) -> str:
         return f"{self.share:.1%} of {self.count} (95 % between {self.low:.1%} and {self.high:.1%})"
-
-
-class Flip(msgspec.Struct, frozen=True, kw_only=True):
-    """A clip whose label differs: the reference's label and score, and the other's. truth: None if unknown."""
-
-    video: str
-    truth: str | None
-    wanted: str
-    wanted_score: float
-    got: str
-    got_score: float
-
-    def __str__(self) -> str:
-        return f"{self.video} ({self.wanted} {self.wanted_score:.2f} -> {self.got} {self.got_score:.2f})"
 
 
 class ClassRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -234,7 +220,7 @@ class _Clips:
     def _flips(self, wanted: list[str], got: list[str]) -> list[Flip]:
         return [
             Flip(
-                video=self._names[place],
+                clip=self._names[place],
                 truth=self._truths[place],
                 wanted=label,
                 wanted_score=float(self._wanted[place].max()),

@@ -3,9 +3,10 @@
 import math
 from pathlib import Path
 
-from harec_deploy.export.differences import ClassRow, Comparison, Flip, Share
+from harec_deploy.export.differences import ClassRow, Comparison, Share
 from harec_deploy.export.stages import Stage
 from harec_deploy.page import bar, facts, page, section, table, text, tiles, write
+from harec_deploy.spec import Flip
 
 MAX_FLIPS = 500  # rows
 STEPS = {
@@ -115,4 +116,4 @@ def _flips(told: Comparison) -> str:
 
 def _flip(flip: Flip) -> list[str]:
     labels = text(flip.wanted), f"{flip.wanted_score:.3f}", text(flip.got), f"{flip.got_score:.3f}"
-    return [text(flip.video), text(flip.truth or ""), *labels]
+    return [text(flip.clip), text(flip.truth or ""), *labels]
