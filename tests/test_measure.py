@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harec_deploy.bench import noise
-from harec_deploy.bench.measure import Budget, Timing, Work, half_width, interleave, median_interval, ratios
+from harec_deploy.bench.measure import Budget, Timing, Work, interleave, ratios
 from harec_deploy.errors import UsageError
+from harec_deploy.intervals import grouped_median_interval, median_interval
 
 seconds = st.floats(1e-6, 1e3)
 
@@ -47,13 +48,51 @@ class TestMedianInterval:
         random.shuffle(shuffled)
         assert median_interval(shuffled) == (low, high)
         assert median_interval([value * unit for value in values]) == (low * unit, high * unit)
-        assert half_width(values) == pytest.approx((high - low) / 2 / np.median(values))
 
     def test_of_a_known_distribution_it_holds_the_median_as_often_as_it_says(self) -> None:
         drawn = np.random.default_rng(0).lognormal(size=(2000, 25))
         held = [low <= 1.0 <= high for low, high in filter(None, map(median_interval, drawn.tolist()))]
         assert len(held) == 2000
         assert 0.945 < np.mean(held) < 0.975  # 25 values: 95.7 %, give or take 1 % for 2,000 draws
+
+
+class TestGroupedMedianInterval:
+    @given(st.lists(st.lists(seconds, min_size=1, max_size=5), min_size=1, max_size=30), st.randoms())
+    def test_it_holds_the_median_of_all_values_whatever_the_order(
+        self, groups: list[list[float]], random: Random
+    ) -> None:
+        found = grouped_median_interval([np.array(each) for each in groups])
+        if len(groups) < 6:
+            assert found is None
+            return
+        low, high = found or pytest.fail("no interval")
+        assert low <= np.median(np.concatenate(groups)) <= high
+        random.shuffle(groups)
+        assert grouped_median_interval([np.array(each) for each in groups]) == found
+
+    @pytest.mark.parametrize("count", [6, 20, 50, 100])
+    def test_of_groups_of_one_it_is_that_of_order_statistics_give_or_take_one(self, count: int) -> None:
+        found = grouped_median_interval([np.array([float(value)]) for value in range(1, count + 1)])
+        assert found == pytest.approx(median_interval(range(1, count + 1)), abs=1)
+
+    @pytest.mark.parametrize(("shared", "count"), [(0.0, 12), (1.0, 12), (1.0, 40), (10.0, 25)])
+    def test_it_holds_the_true_median_as_often_as_it_says(self, shared: float, count: int) -> None:
+        """Calls of a round share what slowed it, once as much as they differ by, once ten times as much."""
+        random = np.random.default_rng(0)
+        held = []
+        for _ in range(1000):
+            sizes = random.integers(3, 12, count)
+            groups = [np.exp(random.normal() * shared + random.normal(size=size)) for size in sizes]
+            low, high = grouped_median_interval(groups) or pytest.fail("no interval")
+            held.append(low <= 1.0 <= high)
+        assert 0.935 < np.mean(held) < 0.99
+
+    def test_calls_taken_for_independent_would_be_too_sure(self) -> None:
+        random, count = np.random.default_rng(0), 20
+        groups = [random.normal(scale=5) + random.normal(size=50) + 100 for _ in range(count)]
+        low, high = grouped_median_interval(groups) or pytest.fail("no interval")
+        naive = median_interval(np.concatenate(groups).tolist()) or pytest.fail("no interval")
+        assert high - low > 3 * (naive[1] - naive[0])
 
 
 class TestTiming:
@@ -66,10 +105,18 @@ class TestTiming:
         assert p50 is not None
         assert p50 <= (p90 or p50) <= (p99 or p90 or p50)
         counts, edges = timing.histogram()
+        assert timing.median == timing.percentile(50)
         assert sum(counts) == calls
         assert edges == sorted(edges)
         assert timing.calls[0] <= timing.mean * (1 + 1e-9)
         assert timing.mean <= timing.calls[-1] * (1 + 1e-9)
+
+    def test_the_interval_is_of_the_p50_that_is_told(self) -> None:
+        random = Random(3)
+        timing = Timing(tuple(tuple(random.gauss(1.0, 0.1) for _ in range(n % 7 + 1)) for n in range(30)))
+        low, high = timing.interval or pytest.fail("no interval")
+        assert low < (timing.percentile(50) or 0.0) < high
+        assert timing.within == pytest.approx((high - low) / 2 / timing.median)
 
     def test_what_slows_a_round_does_not_change_the_ratio(self) -> None:
         slow = (1.0, 3.0, 1.0, 20.0)

@@ -9,16 +9,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
 
 from harec_deploy.errors import UsageError
+from harec_deploy.intervals import grouped_median_interval
 
 LEAST_ROUNDS = 6  # from so many on a median has an interval
 P90_CALLS, P99_CALLS = 10, 100  # fewer calls have none beyond that share
-_TAIL = (1, 40)  # of either side of a 95 % interval, as a fraction
 _BINS = 12  # of a histogram
 
 Key = TypeVar("Key")
@@ -29,7 +29,7 @@ Work = Callable[[], Sequence[float]]  # does its work once and returns the secon
 class Budget:
     """When enough was measured.
 
-    within: half the width of each median's 95 % interval, as a share of the median.
+    within: half the width of the 95 % interval of each median, ``Timing.interval``, as a share of the median.
     seconds: of measuring, at most; a round that has begun is ended, and there is always one.
     least: rounds, and least_calls: of each work; both count less than the seconds. most: rounds.
     turn_s: of a work in each round. warm_up_s: of each work before, at least one run.
@@ -68,23 +68,26 @@ class Timing:
 
     @property
     def median(self) -> float:
-        """Seconds that half of the rounds take less than."""
-        return float(np.median(self.by_round))
+        """Seconds that half of all calls take less than."""
+        return float(np.median(self.calls))
 
     @property
     def mean(self) -> float:
         """Seconds of a call on average."""
         return float(self.calls.mean())
 
-    @property
+    @cached_property
     def interval(self) -> tuple[float, float] | None:
-        """The 95 % interval of the median, in seconds; None of fewer than LEAST_ROUNDS rounds."""
-        return median_interval(self.by_round)
+        """The 95 % interval of ``median``, in seconds; None of fewer than LEAST_ROUNDS rounds.
+
+        It is that of the median of all calls, with rounds for samples: see ``intervals.grouped_median_interval``.
+        """
+        return grouped_median_interval([np.asarray(each, dtype=np.float64) for each in self.rounds])
 
     @property
     def within(self) -> float:
         """Half the interval's width as a share of the median; infinite where there is no interval."""
-        return half_width(self.by_round)
+        return (self.interval[1] - self.interval[0]) / 2 / self.median if self.interval else math.inf
 
     def percentile(self, share: float) -> float | None:
         """Return the seconds that ``share`` percent of the calls do not exceed; None where too few calls were made."""
@@ -99,35 +102,6 @@ class Timing:
         low, high = float(self.calls[0]), float(np.percentile(self.calls, 99))
         counts, edges = np.histogram(np.minimum(self.calls, high), bins=_BINS, range=(low, max(high, low + 1e-9)))
         return counts.tolist(), edges.tolist()
-
-
-def median_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """Return the 95 % interval of the median of what ``values`` were drawn from, or None if they are too few.
-
-    Order statistics (Thompson 1936): each value falls below the median with chance 1/2, whatever the distribution, so
-    the k-th from either end encloses it unless fewer than k values fall on that side.
-    """
-    rank = _rank(len(values))
-    ordered = sorted(values)
-    return (ordered[rank - 1], ordered[-rank]) if rank else None
-
-
-def half_width(values: Sequence[float]) -> float:
-    """Return half the width of the median's interval as a share of the median; infinite where there is no interval."""
-    interval = median_interval(values)
-    return (interval[1] - interval[0]) / 2 / float(np.median(values)) if interval else math.inf
-
-
-@cache
-def _rank(count: int) -> int:
-    """Return the largest k with P(Bin(count, 1/2) < k) <= 1/40, in whole numbers."""
-    rank, below, term = 0, 0, 1
-    part, whole = _TAIL
-    while (below + term) * whole <= part << count:
-        below += term
-        rank += 1
-        term = term * (count - rank + 1) // rank
-    return rank
 
 
 def ratios(first: Timing, other: Timing) -> list[float]:

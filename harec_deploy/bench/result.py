@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harec_deploy import machine
-from harec_deploy.bench.measure import Budget, Timing, median_interval, ratios
+from harec_deploy.bench.measure import Budget, Timing, ratios
 from harec_deploy.bench.noise import Watch
+from harec_deploy.intervals import median_interval
 from harec_deploy.runners import Execution
 
 Row = dict[str, Any]
