@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from benchmarks.gpu_check import Row, Setup
 from benchmarks.gpu_machine import nvidia_smi
 from benchmarks.gpu_videos import LEARNT, bundle_of, read_clips, videos
+from harec_deploy.bench.gpu import gpu_times
 from harec_deploy.bundle import Bundle, load, save
 from harec_deploy.errors import HarecError
 from harec_deploy.recognizer import Recognizer
@@ -29,7 +30,8 @@ def engine(setup: Setup) -> Iterator[Row]:
     """Yield, of every runner, precision and batch here, clips a second and the time of a batch.
 
     A time is wall clock around ``predict``: uint8 frames in host memory in, probabilities in host memory out, so both
-    copies are in it, and so is waiting for the GPU.
+    copies are in it, and so is waiting for the GPU. gpu_ms is what the GPU works of it, where events can tell;
+    host_bound: the call takes much longer than that.
     """
     bundle = bundle_of(setup)
     if bundle is None:
@@ -129,10 +131,16 @@ def _timed(recognizer: Recognizer, clips: NDArray[np.uint8], setup: Setup, budge
             recognizer.predict(pixels)
             seconds.append(time.perf_counter() - start)
         rate = batch * len(seconds) / sum(seconds)
-        yield {"batch": batch, "clips_per_s": round(rate, 2), **latencies(seconds)}
+        yield {"batch": batch, "clips_per_s": round(rate, 2), **latencies(seconds), **_of_gpu(recognizer, pixels)}
         if setup.left_s < 0 and number + 1 < len(batches):
             yield {"not_run": f"batches {', '.join(map(str, batches[number + 1 :]))}: no time left"}
             return
+
+
+def _of_gpu(recognizer: Recognizer, pixels: NDArray[np.uint8]) -> Row:
+    """Return how long the GPU works in a call; nothing on a CPU."""
+    found = gpu_times(recognizer, pixels, MIN_REPETITIONS)
+    return {"gpu_ms": round(found.gpu_s * 1e3, 3), "host_bound": found.host_bound} if found else {}
 
 
 def latencies(seconds: Sequence[float]) -> dict[str, Any]:

@@ -15,15 +15,21 @@ def _rows(content: Content, section: str) -> list[Content]:
 
 
 def engine_cells(content: Content) -> list[list[str]]:
-    """Return runner, precision, batch, clips/s, p50, p90, p99, labels kept."""
+    """Return runner, precision, batch, clips/s, p50, p90, p99, what the GPU works of a call, labels kept."""
     kept = {_way(row): row["same_labels"] for row in _rows(content, "engine") if "same_labels" in row}
     cells = []
     for row in _rows(content, "engine"):
         if "clips_per_s" in row:
             p99 = "-" if row["p99_ms"] is None else f"{row['p99_ms']:.2f}"
             figures = [f"{row['clips_per_s']:,.1f}", f"{row['p50_ms']:.2f}", f"{row['p90_ms']:.2f}", p99]
-            cells.append([_way(row), str(row["batch"]), *figures, f"{kept[_way(row)]:.0%}"])
+            cells.append([_way(row), str(row["batch"]), *figures, _gpu(row), f"{kept[_way(row)]:.0%}"])
     return cells
+
+
+def _gpu(row: Content) -> str:
+    if "gpu_ms" not in row:
+        return "-"
+    return f"{row['gpu_ms']:.2f}{', bound by the host' if row['host_bound'] else ''}"
 
 
 def _way(row: Content) -> str:
@@ -58,7 +64,7 @@ def _share(row: Content) -> str:
 
 
 TABLES = {
-    "engine": (engine_cells, ("engine", "batch", "clips/s", "p50 ms", "p90 ms", "p99 ms", "labels kept")),
+    "engine": (engine_cells, ("engine", "batch", "clips/s", "p50 ms", "p90 ms", "p99 ms", "GPU ms", "labels kept")),
     "decode": (decode_cells, ("videos", "decoded by", "videos/s", "frames/s", "left to the CPU", "of the bound")),
     "end_to_end": (run_cells, ("file to label", "videos/s", "times the notebook", "of the bound", "labels alike")),
 }

@@ -151,6 +151,11 @@ class Event:
         with _told():
             self.core.sync()
 
+    def seconds_since(self, begun: "Event") -> float:
+        """Return the GPU's time between two points that it has come to, both of them recorded ``timed``."""
+        with _told():
+            return float(self.core - begun.core) / 1e3
+
 
 class Stream:
     """Work for the GPU that is done in order. handle: the address that other libraries take."""
@@ -164,10 +169,12 @@ class Stream:
         with _told():
             self.core.sync()
 
-    def record(self) -> Event:
-        """Return the point that follows what was put on it so far."""
+    def record(self, *, timed: bool = False) -> Event:
+        """Return the point that follows what was put on it so far; timed: note when the GPU comes to it."""
+        from cuda.core import EventOptions
+
         with _told():
-            return Event(self.core.record())
+            return Event(self.core.record(options=EventOptions(timing_enabled=timed)))
 
     def wait(self, event: Event) -> None:
         """Let what is put on it from now on wait for ``event``."""

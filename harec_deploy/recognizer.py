@@ -15,6 +15,7 @@ from harec_deploy.bundle import Bundle
 from harec_deploy.decode import Frames, VideoInfo, choose
 from harec_deploy.errors import BundleError, HarecError, UsageError, VideoError
 from harec_deploy.runners import Execution, Graph
+from harec_deploy.runners.gpu_clock import Clocked, GpuClock
 from harec_deploy.sampling import Window, Windowing
 from harec_deploy.segments import Segment, label_of, merge
 from harec_deploy.spec import BundleSpec
@@ -126,6 +127,11 @@ class Recognizer:
     def framewise(self) -> bool:
         """Frames have features of their own: encoder and head, as against one model of whole clips."""
         return "encoder" in self._graphs
+
+    @property
+    def clocks(self) -> list[GpuClock[Any]]:
+        """The GPU's clocks of its graphs; none on a CPU, and of a runtime whose stream nobody else may use."""
+        return [graph.clock for graph in self._graphs.values() if isinstance(graph, Clocked)]
 
     @property
     def batch_frames(self) -> int:

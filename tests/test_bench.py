@@ -44,6 +44,10 @@ def test_latency_has_a_row_for_each_way_batch_and_number_of_streams(measured: di
     cases = [(row["way"], row["batch"], row["streams"]) for row in rows]
     assert sorted(cases) == sorted((way, batch, s) for way in (ONNX, OPENVINO) for batch in (1, 3) for s in (1, 2))
     for row in rows:
+        assert "gpu_ms" not in row
+        if row["p50_ms_interval"]:
+            low, high = row["p50_ms_interval"]
+            assert low <= row["p50_ms"] <= high
         assert 0 < row["p50_ms"] <= (row["p90_ms"] or np.inf) <= (row["p99_ms"] or np.inf)
         assert row["clips_per_s"] == pytest.approx(row["batch"] * row["streams"] / row["mean_ms"] * 1e3)
         assert sum(row["histogram"]["calls"]) == row["calls"]
@@ -124,6 +128,7 @@ def test_every_result_says_on_what_it_was_measured(measured: dict[str, Result]) 
         assert {"harec-deploy", "openvino", "av", "numpy"} <= facts["machine"]["versions"].keys()
         assert facts["machine"]["cpu"]["cores_allowed"] >= 1
         assert facts["meanwhile"]["own_share"] >= 0
+        assert facts["about"]["intervals"].startswith("95 % for the median of all calls")
         assert facts["rows"] == json.loads(json.dumps(result.rows))
         assert any("are not within 2.0%" in note for note in facts["notes"]) == any(
             not row["within"] or row["within"] > 0.02 for row in facts["rows"]

@@ -58,6 +58,7 @@ def test_all_that_is_used_is_in_cuda_core(types_of_cuda_core: Path, tmp_path: Pa
     [
         ("stream=stream.core", "stream.core", "Too many positional arguments"),
         ("self.core.sync()", "self.core.synchronize()", 'has no attribute "synchronize"'),
+        ("timing_enabled=timed", "enable_timing=timed", 'Unexpected keyword argument "enable_timing"'),
         ("builder.end_building()", "builder.finish()", 'has no attribute "finish"'),
         ("self._device.allocate(size_bytes", "self._device.allocate(str(size_bytes)", "incompatible type"),
         ("LegacyPinnedMemoryResource", "OldPinnedMemoryResource", 'has no attribute "OldPinnedMemoryResource"'),

@@ -1,7 +1,6 @@
 """Latency, throughput and the pick of a way: the engine alone, on clips that lie in memory."""
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -10,9 +9,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from harec_deploy.bench.gpu import GpuTimes, gpu_times
 from harec_deploy.bench.measure import P99_CALLS, Budget, Timing, Work, interleave, timed
 from harec_deploy.bench.noise import Watch
-from harec_deploy.bench.result import Result, Row, made, rate, times, unsure, way_row
+from harec_deploy.bench.result import INTERVALS, Result, Row, made, rate, times, unsure, way_row
 from harec_deploy.bench.ways import Clips, accuracy, find_clips, find_ways, load_ways
 from harec_deploy.bundle import Bundle
 from harec_deploy.bundle import load as load_bundle
@@ -26,7 +26,8 @@ from harec_deploy.spec import WEIGHTS_VARIANT, BundleSpec
 CALLS = 4  # of each stream in a round: enough to keep the others company nearly all the time
 SATURATED = 0.03  # a batch of twice the size that brings less than this is no gain
 MAX_BATCH_BYTES = 1 << 28  # of pixels
-_HOST_BUSY = 0.9  # of the time that a GPU's way takes, in which the host computes
+
+_Alone = tuple[int, int]  # the place of a way, and clips in a call
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,19 +98,21 @@ def latency(folder: Path, settings: Settings) -> Result:
         budget = replace(settings.budget, least_calls=P99_CALLS)
         timings = interleave(works, budget, progress=settings.progress)
     right = [accuracy(each, clips) for each in ready]
+    gpu = _of_gpus(ready, clips, timings)
     rows = [
         {
             **way_row(ready[place].execution),
             "batch": batch,
             "streams": streams,
             **_latency(timing),
+            **_gpu_row(gpu, place, streams, batch),
             "clips_per_s": batch * streams / timing.mean,
             **times(timings[0, batch, streams], timing),
             "accuracy": right[place],
         }
         for (place, batch, streams), timing in timings.items()
     ]
-    notes += unsure(timings.values(), settings.budget) + _host_bound(ready, clips)
+    notes += unsure(timings.values(), settings.budget) + _host_bound(ready, gpu)
     return made("latency", _about(bundle, clips, settings), rows, notes, watch)
 
 
@@ -120,37 +123,57 @@ def throughput(folder: Path, settings: Settings) -> Result:
         HarecError: as ``latency``.
     """
     bundle, clips, ready, notes = _begin(folder, settings)
-    rows: list[Row] = []
-    every: list[Timing] = []
     with ExitStack() as held, Watch() as watch:
         alive = {
             (place, streams): Streams(recognizer, streams, held)
             for place, recognizer in enumerate(ready)
             for streams in settings.streams
         }
-        best = dict.fromkeys(alive, 0.0)
-        batch = 1
-        while alive and batch * clips.pixels[0].nbytes <= MAX_BATCH_BYTES:
-            pixels = clips.batch(batch)
-            works = {case: streams.whole(pixels) for case, streams in alive.items()}
-            for case, timing in interleave(works, settings.budget, progress=settings.progress).items():
-                figures = rate(timing, batch * case[1])
-                gain = figures["per_s"] / best[case] - 1 if best[case] else None
-                rows.append(
-                    {**way_row(ready[case[0]].execution), "streams": case[1], "batch": batch, **figures, "gain": gain}
-                )
-                every.append(timing)
-                if gain is not None and gain < SATURATED:
-                    del alive[case]
-                best[case] = max(best[case], figures["per_s"])
-            settings.announce(f"batches of {batch} done; {len(alive)} of {len(best)} still gain")
-            batch *= 2
-    right = {str(each.execution): accuracy(each, clips) for each in ready}
+        swept = _sweep(alive, clips, settings)
+    gpu = _of_gpus(ready, clips, swept)
+    right = [accuracy(each, clips) for each in ready]
+    rows: list[Row] = []
+    for place, batch, streams in sorted(swept, key=lambda case: (case[0], case[2], case[1])):
+        timing, gain = swept[place, batch, streams]
+        rows.append(
+            {
+                **way_row(ready[place].execution),
+                "streams": streams,
+                "batch": batch,
+                **rate(timing, batch * streams),
+                **_gpu_row(gpu, place, streams, batch),
+                "gain": gain,
+                "accuracy": right[place],
+            }
+        )
     for row in rows:
         row["best"] = row["per_s"] == max(other["per_s"] for other in rows if other["way"] == row["way"])
-        row["accuracy"] = right[row["way"]]
-    rows.sort(key=lambda row: (list(right).index(row["way"]), row["streams"], row["batch"]))
-    return made("throughput", _about(bundle, clips, settings), rows, notes + unsure(every, settings.budget), watch)
+    notes += unsure([timing for timing, _ in swept.values()], settings.budget) + _host_bound(ready, gpu)
+    return made("throughput", _about(bundle, clips, settings), rows, notes, watch)
+
+
+def _sweep(
+    alive: dict[tuple[int, int], Streams], clips: Clips, settings: Settings
+) -> dict[tuple[int, int, int], tuple[Timing, float | None]]:
+    """Return for each (way, batch, streams) its timing, and what it gained over the best before, if any was.
+
+    alive: by (way, streams); what gains too little leaves it.
+    """
+    swept: dict[tuple[int, int, int], tuple[Timing, float | None]] = {}
+    best, batch = dict.fromkeys(alive, 0.0), 1
+    while alive and batch * clips.pixels[0].nbytes <= MAX_BATCH_BYTES:
+        pixels = clips.batch(batch)
+        works = {case: streams.whole(pixels) for case, streams in alive.items()}
+        for (place, streams), timing in interleave(works, settings.budget, progress=settings.progress).items():
+            per_s, before = batch * streams / timing.median, best[place, streams]
+            gain = per_s / before - 1 if before else None
+            swept[place, batch, streams] = timing, gain
+            if gain is not None and gain < SATURATED:
+                del alive[place, streams]
+            best[place, streams] = max(before, per_s)
+        settings.announce(f"batches of {batch} done; {len(alive)} of {len(best)} still gain")
+        batch *= 2
+    return swept
 
 
 def pick(folder: Path, settings: Settings) -> Result:
@@ -225,6 +248,7 @@ def _about(bundle: Bundle, clips: Clips, settings: Settings) -> Row:
         "clips": clips.source,
         "within": settings.budget.within,
         "seconds": settings.budget.seconds,
+        "intervals": INTERVALS,
     }
 
 
@@ -252,15 +276,22 @@ def _ties(timings: Sequence[Timing], ready: Sequence[Recognizer]) -> list[str]:
     return told
 
 
-def _host_bound(ready: Sequence[Recognizer], clips: Clips) -> list[str]:
-    """Name the ways on a GPU whose calls keep the calling thread computing nearly all the time."""
-    told = []
-    for each in ready:
-        if each.execution.runner.device == "cpu":
-            continue
-        wall, busy = time.perf_counter(), time.thread_time()
-        for _ in range(CALLS):
-            each.predict(clips.batch(1))
-        if (share := (time.thread_time() - busy) / (time.perf_counter() - wall)) > _HOST_BUSY:
-            told.append(f"{each.execution} is bound by the host: its thread computes {share:.0%} of the time")
-    return told
+def _of_gpus(
+    ready: Sequence[Recognizer], clips: Clips, cases: Iterable[tuple[int, int, int]]
+) -> dict[_Alone, GpuTimes]:
+    """Return the GPU's times of the cases (way, batch, streams) in which one stream has it to itself."""
+    alone = [(place, batch) for place, batch, streams in cases if streams == 1]
+    found = {(place, batch): gpu_times(ready[place], clips.batch(batch)) for place, batch in alone}
+    return {case: each for case, each in found.items() if each}
+
+
+def _gpu_row(gpu: Mapping[_Alone, GpuTimes], place: int, streams: int, batch: int) -> Row:
+    """Return the milliseconds of a call in which the GPU works; nothing where that is not known."""
+    found = gpu.get((place, batch)) if streams == 1 else None
+    return {"gpu_ms": found.gpu_s * 1e3} if found else {}
+
+
+def _host_bound(ready: Sequence[Recognizer], gpu: Mapping[_Alone, GpuTimes]) -> list[str]:
+    """Name the ways on a GPU whose calls take much longer than it works for them."""
+    bound = {case: each for case, each in gpu.items() if each.host_bound}
+    return [f"{ready[place].execution}, {batch} clips: {each.told()}" for (place, batch), each in bound.items()]

@@ -58,7 +58,8 @@ def as_markdown(result: Result) -> str:
     """Return a heading, where and what was measured, the table, and the notes."""
     headings, rows = _cells(result)
     table = (f"| {' | '.join(cells)} |" for cells in (headings, ["---"] * len(headings), *rows))
-    lines = [f"### {title(result)}", "", where(result), "", *table, "", *(f"- {note}" for note in result.notes)]
+    lines = [f"### {title(result)}", "", where(result), "", *table, "", f"Intervals: {result.about['intervals']}.", ""]
+    lines += [f"- {note}" for note in result.notes]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -68,8 +69,9 @@ def as_table(result: Result) -> "Table":
     from rich.table import Column, Table
 
     headings, rows = _cells(result)
+    caption = f"{where(result)}\nintervals: {result.about['intervals']}"
     columns = [Column(headings[0], overflow="fold"), *(Column(each, justify="right") for each in headings[1:])]
-    table = Table(*columns, title=escape(title(result)), title_justify="left", caption=where(result))
+    table = Table(*columns, title=escape(title(result)), title_justify="left", caption=caption)
     for row in rows:
         table.add_row(*map(escape, row))
     return table
@@ -143,6 +145,7 @@ def _stage(name: str) -> _Column:
 
 _WAY: _Column = ("way", _text("way"))
 _SPEED: tuple[_Column, ...] = (("clips/s", _number("per_s")), ("95 %", _spread))
+_GPU: _Column = ("GPU ms", lambda row: figure(row.get("gpu_ms")))
 _TIMES: _Column = ("times the first", _times)
 _ACCURACY: _Column = ("accuracy", _accuracy)
 _COLUMNS: dict[str, tuple[_Column, ...]] = {
@@ -152,6 +155,7 @@ _COLUMNS: dict[str, tuple[_Column, ...]] = {
         ("streams", _text("streams")),
         *((f"{name} ms", _number(f"{name}_ms")) for name in ("p50", "p90", "p99", "mean")),
         ("95 % of p50", _spread),
+        _GPU,
         ("calls", _text("calls")),
         ("fastest to slowest", _spark),
         ("clips/s", _number("clips_per_s")),
@@ -163,6 +167,7 @@ _COLUMNS: dict[str, tuple[_Column, ...]] = {
         ("streams", _text("streams")),
         ("clips", _text("batch")),
         *_SPEED,
+        _GPU,
         ("gain", lambda row: "" if row["gain"] is None else f"{row['gain']:+.0%}"),
         ("best", lambda row: "best" if row["best"] else ""),
         _ACCURACY,

@@ -11,6 +11,7 @@ from harec_deploy.intervals import median_interval
 from harec_deploy.runners import Execution
 
 Row = dict[str, Any]
+INTERVALS = "95 % for the median of all calls, rounds being the samples; of ratios, for the median of the rounds"
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +19,8 @@ class Result:
     """The figures of one command.
 
     kind: "latency", "throughput", "decode", "label" or "pick". about: what was measured, with what settings.
-    rows: a figure's name ends in its unit; an interval is that of 95 %. notes: what a reader must know.
+    rows: a figure's name ends in its unit; of what an interval is, ``about`` says under "intervals". gpu_ms: of a call,
+        by the GPU's clock; only where that is known. notes: what a reader must know.
     meanwhile: what else the machine did. machine: processor, memory, versions.
     """
 
@@ -36,7 +38,7 @@ def made(kind: str, about: Row, rows: list[Row], notes: list[str], watch: Watch)
 
 
 def rate(timing: Timing, count: float) -> Row:
-    """Return things a second, where ``count`` of them are done in the time of a call."""
+    """Return things a second, where ``count`` of them are done in the median time of a call."""
     interval = timing.interval
     return {
         "per_s": count / timing.median,

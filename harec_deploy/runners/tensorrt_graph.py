@@ -12,6 +12,7 @@ and the scratch memory of the GPU. Two slots lie between host and GPU: while one
 import threading
 from collections import deque
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from harec_deploy import cuda
 from harec_deploy.errors import BundleError, DeviceError
+from harec_deploy.runners.gpu_clock import GpuClock
 from harec_deploy.runners.tensorrt_plan import Bucket, Plan
 
 SLOTS = 2
@@ -47,7 +49,7 @@ class _Slot:
 class PlanGraph:
     """A plan as a graph of the runner protocol. One thread at a time computes; others wait.
 
-    unrecorded: why it runs without CUDA graphs, or "".
+    unrecorded: why it runs without CUDA graphs, or "". clock: of the stream that computes.
     """
 
     def __init__(self, gpu: "cuda.Gpu", plan: Plan, buckets: list[Bucket]) -> None:
@@ -55,6 +57,8 @@ class PlanGraph:
         self.unrecorded = ""
         self._gpu, self._plan, self._lock = gpu, plan, threading.Lock()
         self._compute, self._copies = gpu.stream(), gpu.stream()
+        # Of the stream, not of this graph: one that holds itself would keep its memory when it is given up.
+        self.clock = GpuClock(partial(self._compute.record, timed=True), _seconds)
         given_bytes = buckets[-1].rows * plan.given.row_bytes
         returned_bytes = buckets[-1].rows * plan.returned.row_bytes
         engine: trt.ICudaEngine = plan.engine
@@ -130,12 +134,14 @@ class PlanGraph:
         size = count * given.row_bytes
         wanted = self._input.part(0, size)
         if isinstance(source, cuda.DeviceArray):
+            self.clock.begin()
             wanted.copy_from(source.memory.part(rows.start * given.row_bytes, size), self._compute)
         else:
             np.copyto(slot.packed_host[:size].view(given.dtype).reshape(count, *given.shape), source[rows])
             sent = slot.sent.part(0, size)
             sent.copy_from(slot.packed.part(0, size), self._copies)
             self._compute.wait(self._copies.record())
+            self.clock.begin()
             wanted.copy_from(sent, self._compute)  # a graph reads at one address; a copy inside the GPU costs nothing
         if ready.graph:
             ready.graph.launch(self._compute)
@@ -143,6 +149,7 @@ class PlanGraph:
             self._enqueue(ready.context)
         size = count * self._plan.returned.row_bytes
         slot.returned.part(0, size).copy_from(self._output.part(0, size), self._compute)
+        self.clock.end()
         slot.done = self._compute.record()
 
     def _take(self, slot: _Slot, rows: slice, results: NDArray[np.float32]) -> None:
@@ -193,3 +200,7 @@ class PlanGraph:
 
     def _enqueue(self, context: "trt.IExecutionContext") -> None:
         self._plan.recorder.need(context.execute_async_v3(self._compute.handle), "run the plan")
+
+
+def _seconds(begun: "cuda.Event", ended: "cuda.Event") -> float:
+    return ended.seconds_since(begun)

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from harec_deploy.errors import BundleError
 from harec_deploy.models.encoders import one_line
+from harec_deploy.runners.gpu_clock import GpuClock
 from harec_deploy.runners.parts import OutOfMemory, Parts
 
 logger = logging.getLogger(__name__)
@@ -61,6 +63,7 @@ class CudaGraph:
     part is computed the next is copied.
 
     name: in the words that a person reads. limit: rows at a time, a power of two. capture: make CUDA graphs.
+    clock: of the stream that computes.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class CudaGraph:
         self._rows = rows
         self._device = device
         self._stream, self._copies = (torch.cuda.Stream(device) for _ in range(2))  # type: ignore[no-untyped-call]
+        self.clock = GpuClock(partial(_timed_event, self._stream), _seconds)
         self._pool = torch.cuda.graph_pool_handle()
         self._buckets: dict[int, _Bucket] = {}
         self._slots: list[_Slot] = []
@@ -100,9 +104,11 @@ class CudaGraph:
         try:
             bucket = self._bucket(1 << (count - 1).bit_length())
             if isinstance(part, Tensor):
+                self.clock.begin()
                 bucket.input[:count].copy_(part)
             else:
                 slot = self._send(part)
+                self.clock.begin()
                 bucket.input[:count].copy_(slot.device[:count])
                 slot.used.record(self._stream)
             if bucket.graph:
@@ -110,7 +116,9 @@ class CudaGraph:
             else:
                 bucket.output = self._module(bucket.input)
             result = torch.empty((count, *bucket.output.shape[1:]), dtype=torch.float32, pin_memory=True)
-            return result.copy_(bucket.output[:count], non_blocking=True)
+            result.copy_(bucket.output[:count], non_blocking=True)
+            self.clock.end()
+            return result
         except torch.OutOfMemoryError:
             self._release()
             raise OutOfMemory from None
@@ -171,3 +179,13 @@ class CudaGraph:
         self._buckets.clear()
         self._slots.clear()
         torch.cuda.empty_cache()
+
+
+def _timed_event(stream: torch.cuda.Stream) -> torch.cuda.Event:
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record(stream)
+    return event
+
+
+def _seconds(begun: torch.cuda.Event, ended: torch.cuda.Event) -> float:
+    return float(begun.elapsed_time(ended)) / 1e3

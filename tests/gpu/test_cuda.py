@@ -83,6 +83,26 @@ def test_a_stream_waits_for_another(gpu: Gpu) -> None:
         np.testing.assert_array_equal(bytes_of(target.part(63 * SIZE, 16), gpu, second), value)
 
 
+def test_events_tell_how_long_the_gpu_works(gpu: Gpu) -> None:
+    stream = gpu.stream()
+    memory = gpu.allocate(256 * SIZE, stream)
+    stream.sync()
+    took: list[float] = []
+    for count in (1, 50):
+        begun = stream.record(timed=True)
+        for value in range(count):
+            memory.fill(value, stream)
+        ended = stream.record(timed=True)
+        ended.sync()
+        took.append(ended.seconds_since(begun))
+    assert 0 < took[0] < took[1] < 1
+    assert took[1] > 50 * 256 * SIZE / 20e12  # no memory is written at 20 TB/s
+    plain = stream.record()
+    plain.sync()
+    with pytest.raises(DeviceError, match="the GPU or its driver fails"):
+        plain.seconds_since(begun)
+
+
 def test_a_graph_does_later_what_was_recorded(gpu: Gpu) -> None:
     stream = gpu.stream()
     source, target = gpu.allocate(SIZE, stream), gpu.allocate(SIZE, stream)

@@ -2,6 +2,7 @@
 
 # ruff: noqa: E402 - what is not installed is found out before it is imported
 import logging
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ for _package in ("torch", "torchvision", "safetensors", "onnx"):
 import torch
 
 import harec_deploy
+from harec_deploy.bench.engine import Settings, latency
+from harec_deploy.bench.measure import Budget
 from harec_deploy.bundle import load
 from harec_deploy.errors import BundleError
 from harec_deploy.export import verify
@@ -79,6 +82,24 @@ def test_with_and_without_cuda_graphs_it_gives_the_same(encoder: CudaGraph) -> N
     encoder._buckets.clear()
     np.testing.assert_array_equal(encoder(pixels), captured)
     assert not any(bucket.graph for bucket in encoder._buckets.values())
+
+
+def test_the_gpus_clock_is_within_that_on_the_wall(encoder: CudaGraph) -> None:
+    pixels = frames(300)
+    encoder(pixels)
+    encoder.clock.start()
+    begun = time.perf_counter()
+    encoder(pixels)
+    wall_s = time.perf_counter() - begun
+    assert 0 < encoder.clock.stop() < wall_s
+    assert encoder.clock.stop() == 0
+
+
+def test_bench_has_the_gpus_milliseconds(weights: Path) -> None:
+    quick = Budget(seconds=0.5, warm_up_s=0.05, turn_s=0.01)
+    result = latency(weights, Settings(compare=("torch:fp32",), device="cuda:0", batches=(1, 8), budget=quick))
+    assert [row["batch"] for row in result.rows] == [1, 8]
+    assert all(0 < row["gpu_ms"] < 2 * row["p50_ms"] for row in result.rows)
 
 
 def test_what_cannot_be_captured_runs_without_graphs(encoder: CudaGraph, caplog: pytest.LogCaptureFixture) -> None:

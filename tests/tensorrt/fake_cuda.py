@@ -6,6 +6,7 @@ work is done as early as possible instead, for what goes wrong only then.
 """
 
 import ctypes
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -102,11 +103,19 @@ class Memory:
 
 
 class Event:
-    def __init__(self, stream: "Stream") -> None:
-        self.stream, self.done = stream, False
+    def __init__(self, stream: "Stream", *, timed: bool = False) -> None:
+        self.stream, self.done, self.timed = stream, False, timed
+        self.at_s = 0.0
 
     def finish(self) -> None:
-        self.done = True
+        self.done, self.at_s = True, time.perf_counter()
+
+    def seconds_since(self, begun: "Event") -> float:
+        if not (self.timed and begun.timed):
+            raise DeviceError("CUDA_ERROR_INVALID_HANDLE: timing is disabled in an event")
+        if not (self.done and begun.done):
+            raise DeviceError("CUDA_ERROR_NOT_READY: an event was not reached")
+        return self.at_s - begun.at_s
 
     def sync(self) -> None:
         self.stream.advance(until=self)
@@ -150,8 +159,8 @@ class Stream:
     def sync(self) -> None:
         self.advance()
 
-    def record(self) -> Event:
-        event = Event(self)
+    def record(self, *, timed: bool = False) -> Event:
+        event = Event(self, timed=timed)
         self.put(event.finish)
         return event
 

@@ -2,6 +2,7 @@
 
 import inspect
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,12 @@ import numpy as np
 import pytest
 
 from harec_deploy import cuda
+from harec_deploy.bench import output
+from harec_deploy.bench.engine import Settings, latency, throughput
+from harec_deploy.bench.gpu import GpuTimes
+from harec_deploy.bench.measure import Budget
 from harec_deploy.errors import BundleError, DeviceError
+from harec_deploy.recognizer import Recognizer
 from harec_deploy.runners import get
 from tests.attacks.tiny import FRAMES, SIDE, encoder
 from tests.tensorrt import fake_cuda, fake_runtime
@@ -182,6 +188,83 @@ def test_memory_that_tensorrt_finds_missing_makes_batches_smaller(
     graphs, runner = loaded(tmp_path)
     np.testing.assert_array_equal(graphs["encoder"](frames(9)), reference("encoder", frames(9)))
     assert runner.notes == ["encoder in batches of 4, not 8: cuda:0 has no memory for more"]
+
+
+class TestClock:
+    """What the GPU works of a call, by pairs of events."""
+
+    @pytest.mark.parametrize("capture", [True, False])
+    def test_each_part_is_timed_once_it_is_asked_for(self, machine: Machine, tmp_path: Path, capture: bool) -> None:
+        machine.capture = capture
+        encoder = loaded(tmp_path)[0]["encoder"]
+        encoder(frames(17))
+        assert encoder.clock.stop() == 0  # it was off
+        encoder.clock.start()
+        begun = time.perf_counter()
+        np.testing.assert_array_equal(encoder(frames(17)), reference("encoder", frames(17)))
+        wall_s, spans = time.perf_counter() - begun, list(encoder.clock._spans)
+        assert len(spans) == 3  # of 8, 8 and 1
+        assert 0 < encoder.clock.stop() < wall_s
+        encoder(frames(17))
+        assert encoder.clock.stop() == 0
+
+    def test_frames_that_lie_on_the_gpu_are_timed_too(self, machine: Machine, tmp_path: Path) -> None:
+        encoder = loaded(tmp_path)[0]["encoder"]
+        encoder.clock.start()
+        encoder(OnGpu(frames(3)))
+        assert encoder.clock.stop() > 0
+
+    def test_a_part_that_failed_leaves_no_half_of_a_pair(
+        self, machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        encoder = loaded(tmp_path)[0]["encoder"]
+        encoder.clock.start()
+        with monkeypatch.context() as patch:
+            patch.setattr(fake_cuda.Graph, "launch", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                encoder(frames(3))
+        encoder(frames(3))
+        assert len(encoder.clock._spans) == 1
+        assert encoder.clock.stop() > 0
+
+
+class TestBench:
+    """The figures of a bench on plans; how long the fake takes is the host's doing."""
+
+    @pytest.fixture
+    def bundle(self, machine: Machine, tmp_path: Path) -> Path:
+        engine_bundle(tmp_path / "bundle", onnx_too=True)
+        return tmp_path / "bundle"
+
+    def settings(self, **more: Any) -> Settings:
+        quick = Budget(seconds=0.05, warm_up_s=0.001, turn_s=0.001)
+        return Settings(compare=("tensorrt", "openvino:fp32"), budget=quick, **more)
+
+    def test_a_row_has_what_the_gpu_works_beside_the_wall(self, bundle: Path) -> None:
+        result = latency(bundle, self.settings(batches=(1, 2), streams=(1, 2)))
+        for row in result.rows:
+            assert ("gpu_ms" in row) == (row["runner"] == "tensorrt" and row["streams"] == 1)
+        assert all(row["gpu_ms"] > 0 for row in result.rows if "gpu_ms" in row)
+        assert "GPU ms" in output.as_markdown(result)
+        rows = throughput(bundle, self.settings()).rows
+        assert {row["runner"] for row in rows if row.get("gpu_ms", 0) > 0} == {"tensorrt"}
+
+    def test_a_call_that_waits_for_the_host_is_told(self, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        predict = Recognizer.predict
+
+        def slow(self: Recognizer, clips: np.ndarray) -> np.ndarray:
+            time.sleep(0.02)
+            return predict(self, clips)
+
+        monkeypatch.setattr(Recognizer, "predict", slow)
+        notes = latency(bundle, self.settings()).notes
+        (told,) = [note for note in notes if "bound by the host" in note]
+        assert told.startswith(f"{VARIANT} on tensorrt in fp32 on cuda:0, 1 clips: bound by the host: a call takes 2")
+
+
+@pytest.mark.parametrize(("gpu_s", "bound"), [(1.0, False), (0.7, False), (0.6, True), (0.0, True)])
+def test_a_call_is_bound_by_the_host_if_the_gpu_is_idle_for_a_third_of_it(gpu_s: float, bound: bool) -> None:
+    assert GpuTimes(1.0, gpu_s).host_bound is bound
 
 
 class TestInputs:
