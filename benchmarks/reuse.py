@@ -154,7 +154,7 @@ def measure(bundle: Path, clips: Path, threshold: float, windowing: Windowing | 
     proofs = [prove_reuse(recognizer, [str(clips)], threshold, windowing=windowing) for _ in range(rounds)]
     speeds = [proof.times_faster for proof in proofs]
     facts = msgspec.to_builtins(proofs[0]) | {"times_faster": statistics.median(speeds)}
-    return {**facts, "every_round": speeds, "flipped": len(facts["flipped"])}
+    return {**facts, "every_round": speeds, "flipped": len(facts["flipped"]), "flips": len(facts["flips"])}
 
 
 def main(

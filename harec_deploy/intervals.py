@@ -61,6 +61,20 @@ def grouped_median_interval(groups: Sequence[NDArray[np.float64]]) -> tuple[floa
     return float(ordered[max(low, 0)]), float(ordered[min(high, total - 1)])
 
 
+def ratio_interval(over: Sequence[float], under: Sequence[float]) -> tuple[float, float] | None:
+    """Return the 95 % interval of sum(over) / sum(under) of pairs that were drawn together, or None of fewer than 6.
+
+    By the variance of a ratio estimator (Cochran 1953): how far each pair is from the ratio of all.
+    """
+    count, total = len(under), math.fsum(under)
+    if not _rank(count):
+        return None
+    ratio = math.fsum(over) / total
+    apart = math.fsum((a - ratio * b) ** 2 for a, b in zip(over, under, strict=True)) * count / (count - 1)
+    half = _student(count - 1) * math.sqrt(apart) / total
+    return ratio - half, ratio + half
+
+
 def _student(freedom: int) -> float:
     """Return what 97.5 % of Student's t are below, for 5 degrees of freedom and more (Fisher and Cornish 1960)."""
     z = 1.959964

@@ -3,7 +3,7 @@
 frames (N, H, W, 3) uint8 -> encode -> features (N, D) -> (B, T, D) -> classify -> probabilities (B, C)
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -171,11 +171,17 @@ class Recognizer:
         each = zip(parts, fresh, np.split(kept, ends), strict=True)
         return [track.reuse.filled(own, features) for (track, _), own, features in each]
 
-    def feed(self, track: Track, parts: Iterable[Frames]) -> None:
-        """Put the probabilities of every window of a video into its track; parts: its frames, some at a time."""
+    def feed(
+        self, track: Track, parts: Iterable[Frames], keep: Callable[[NDArray[np.uint8]], NDArray[Any]] | None = None
+    ) -> None:
+        """Put the probabilities of every window of a video into its track; parts: its frames, some at a time.
+
+        keep: called in the place of ``keep``, by who wants to know what that takes.
+        """
+        keep = keep or self.keep
         for frames in parts:
             pixels, fresh = self.gather([(track, frames)])
-            (kept,) = self.share([(track, frames)], fresh, self.keep(pixels))
+            (kept,) = self.share([(track, frames)], fresh, keep(pixels))
             for clips in track.add(frames, kept, self.batch_clips):
                 track.probabilities.append(self.judge(clips))
 

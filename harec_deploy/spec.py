@@ -183,22 +183,34 @@ class ReuseProof(_Part, frozen=True, kw_only=True):
     """What was measured when frames took over the features of an earlier one, beside the same runner without that.
 
     threshold: in levels, see ``reuse.difference``. variant, runner, precision: that labelled both.
-    share_reused: of all frames. times_faster: seconds of encoder and head without reuse to those with it.
-    max_abs_dp: largest difference of any class probability in any window. flipped: videos with a window whose top
-    class differs.
+    window_s, stride_s: of the windows that were compared; None where each video was one.
+    share_reused: of all frames. encoder_saved: share of the encoder's seconds, with its 95 % interval.
+    times_faster: seconds of all but decoding without reuse to those with it, comparing frames included. Both were
+        measured in turns; of fewer than 6 turns there is no interval.
+    top1_interval: of 95 %; windows that overlap count in it by what is theirs alone.
+    mean_abs_dp: over windows and classes; max_abs_dp: of any class in any window.
+    flipped: videos with a window whose top class differs; flips: those windows.
     """
 
     threshold: float
     variant: str
     runner: str
     precision: str
+    window_s: float | None = None
+    stride_s: float | None = None
     videos: int
     windows: int
     share_reused: float
+    encoder_saved: float
+    encoder_saved_interval: tuple[float, float] | None = None
     times_faster: float
+    times_faster_interval: tuple[float, float] | None = None
     top1_agreement: float
+    top1_interval: tuple[float, float]
+    mean_abs_dp: float
     max_abs_dp: float
     flipped: list[str]
+    flips: list[Flip] = []
     passed: bool
 
 

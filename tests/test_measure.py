@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from harec_deploy.bench import noise
 from harec_deploy.bench.measure import Budget, Timing, Work, interleave, ratios
 from harec_deploy.errors import UsageError
-from harec_deploy.intervals import grouped_median_interval, median_interval
+from harec_deploy.intervals import grouped_median_interval, median_interval, ratio_interval
 
 seconds = st.floats(1e-6, 1e3)
 
@@ -93,6 +93,17 @@ class TestGroupedMedianInterval:
         low, high = grouped_median_interval(groups) or pytest.fail("no interval")
         naive = median_interval(np.concatenate(groups).tolist()) or pytest.fail("no interval")
         assert high - low > 3 * (naive[1] - naive[0])
+
+
+def test_the_interval_of_a_ratio_holds_the_true_one_as_often_as_it_says() -> None:
+    random, held = np.random.default_rng(0), []
+    for _ in range(1000):
+        under = random.uniform(1, 3, 20)
+        low, high = ratio_interval(0.4 * under * random.lognormal(0, 0.2, 20), under) or pytest.fail("no interval")
+        held.append(low <= 0.4 * math.exp(0.02) <= high)
+    assert 0.93 < np.mean(held) < 0.975
+    assert ratio_interval([1.0] * 5, [2.0] * 5) is None
+    assert ratio_interval([1.0] * 6, [2.0] * 6) == (0.5, 0.5)
 
 
 class TestTiming:

@@ -93,11 +93,14 @@ def _print_reuse(spec: "BundleSpec") -> None:
 
     if not spec.reuse:
         return
-    table = Table("threshold", "windows", "labels kept", "frames reused", "times faster", title="reuse of features")
+    columns = ("variant", "threshold", "windows", "labels kept", "max |dp|")
+    table = Table(*columns, "frames reused", "encoder time saved", "times faster", title="reuse of features")
     for proof in spec.reuse:
         kept = f"{proof.top1_agreement:.1%}" if proof.passed else f"FAILED: {proof.top1_agreement:.1%}"
-        shares = f"{proof.share_reused:.0%}", f"{proof.times_faster:.2f}"
-        table.add_row(f"{proof.threshold:g} levels", str(proof.windows), kept, *shares)
+        length = f" of {proof.window_s:g} s" if proof.window_s else ""
+        shares = f"{proof.share_reused:.0%}", f"{proof.encoder_saved:.0%}", f"{proof.times_faster:.2f}"
+        row = (f"{proof.threshold:g} levels", f"{proof.windows}{length}", kept, f"{proof.max_abs_dp:.2g}", *shares)
+        table.add_row(proof.variant, *row)
     console.out.print(table)
 
 

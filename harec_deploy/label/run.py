@@ -1,6 +1,7 @@
 """The labelling run: discover, decode ahead, classify in shared batches, write a row a video, say what bounded it."""
 
 import os
+import shlex
 import time
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -58,7 +59,8 @@ def label(bundle: Path, inputs: Sequence[str], options: Options) -> Summary:
         if plan.batch:
             decoding += f", and {decoders.name} with {plan.batch.name} on {plan.batch.device} ({decoders.reason})"
             decoding += _unproved(plan.batch, engines.loaded.spec)
-        how = f"{engines.execution} ({engines.loaded.reason}); {decoding}{_reuse_told(header, engines.loaded.spec)}"
+        decoding += _reuse_told(header, engines.loaded.spec, bundle)
+        how = f"{engines.execution} ({engines.loaded.reason}); {decoding}"
         options.announce(f"{_told(found, header)}; {how}")
         start = time.perf_counter()
         journal = held.enter_context(Journal(options.journal, header, restart=options.restart))
@@ -172,18 +174,22 @@ def _unproved(batch: BatchPlan, spec: BundleSpec) -> str:
     return f"; {batch.name} on {kind} {found}: see harec-deploy verify --decoder {batch.name}"
 
 
-def _reuse_told(header: Header, spec: BundleSpec) -> str:
+def _reuse_told(header: Header, spec: BundleSpec, bundle: Path) -> str:
     """Say that frames reuse features, and what that was proved to do to labels; "" if it is off."""
     threshold = header.reuse_threshold
     if threshold is None:
         return ""
     told = f"; frames at most {threshold:g} levels from an earlier one take its features: "
-    way = (threshold, header.variant, header.runner, header.precision)
-    proof = next((p for p in spec.reuse if (p.threshold, p.variant, p.runner, p.precision) == way), None)
-    if proof is None:
-        return told + "no proof for this bundle, see harec_deploy.export.reuse"
+    # What leaves labels as they are with more frames reused does so with fewer.
+    proofs = [p for p in spec.reuse if p.passed and p.variant == header.variant and p.threshold >= threshold]
+    if not proofs:
+        how = f"--variant {header.variant} --reuse-threshold {threshold:g}"
+        if windows := header.windows:
+            how += f" --window {windows.window_s:g}s --stride {windows.stride_s:g}s"
+        return told + f"no proof for this bundle; harec-deploy verify {shlex.quote(str(bundle))} CLIPS {how} makes it"
+    proof = min(proofs, key=lambda each: each.threshold)
     kept = f"{proof.top1_agreement:.1%} of {proof.windows} windows kept their label"
-    return told + f"{'proved' if proof.passed else 'failed its proof'}, {kept}"
+    return told + f"proved up to {proof.threshold:g} levels, {kept}"
 
 
 def make_header(loaded: Loaded, options: Options, decoder: str = PYAV) -> Header:
