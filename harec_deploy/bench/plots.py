@@ -2,13 +2,15 @@
 
 from collections import defaultdict
 from pathlib import Path
+from textwrap import fill
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from harec_deploy.bench.output import figure, title
+from harec_deploy.bench.output import figure, title, where
 from harec_deploy.bench.result import Result, Row
 from harec_deploy.files import atomic_write
 
@@ -22,19 +24,22 @@ STAGES = {
     "write": "#7f8c8d",
 }
 _BAR_INCHES = 0.42
+_LETTERS_AN_INCH = 16  # of the smallest print
 
 
 def draw(result: Result, path: Path) -> None:
     """Draw a result as PNG: its main picture, and beside it speed against accuracy where that is known."""
     with_accuracy = any(row.get("accuracy") for row in result.rows)
     bars = len(result.rows) if result.kind != "throughput" else 8
-    size = (8.5 + 4.5 * with_accuracy, 2.0 + _BAR_INCHES * max(bars, 4))
+    size = (8.5 + 4.5 * with_accuracy, 2.4 + _BAR_INCHES * max(bars, 4))
     sheet = Figure(figsize=size, layout="constrained")
     axes = sheet.subplots(1, 1 + with_accuracy, squeeze=False, width_ratios=[2, 1][: 1 + with_accuracy])[0]
     _PICTURES[result.kind](axes[0], result.rows)
     if with_accuracy:
         _speed_and_accuracy(axes[1], result.rows)
     sheet.suptitle(title(result), fontsize=11)
+    told = f"{where(result)}. Whiskers are intervals of 95 %."
+    sheet.supxlabel(fill(told, int(_LETTERS_AN_INCH * size[0])), fontsize=7, color="#555555")
     with atomic_write(path) as stream:
         sheet.savefig(stream, format="png", dpi=110)
 
@@ -50,21 +55,43 @@ def _bars(axes: Axes, names: list[str]) -> NDArray[np.int64]:
 
 
 def _percentiles(axes: Axes, rows: list[Row]) -> None:
-    """Draw p50, p90 and p99 of each case into one another; those of which too few calls were made are missing."""
-    places = _bars(axes, [f"{row['way']}, batch {row['batch']}, streams {row['streams']}" for row in rows])
+    """Draw p50, p90 and p99 of each case into one another; those of which too few calls were made are missing.
+
+    Beside them the interval of p50, the mean, and on a GPU what it works of a call.
+    """
+    places = _bars(axes, [f"{row['way']}, {_many(row['batch'], 'clip')}, {_streams(row)}" for row in rows])
+    drawn: list[Any] = []
     for name, shade in reversed(tuple(zip(("p50", "p90", "p99"), SHADES, strict=True))):
         known = [place for place in places if rows[place][f"{name}_ms"] is not None]
         if known:
-            axes.barh(known, [rows[place][f"{name}_ms"] for place in known], color=shade, height=0.7, label=name)
+            widths = [rows[place][f"{name}_ms"] for place in known]
+            drawn.insert(0, axes.barh(known, widths, color=shade, height=0.7, label=name))
+    for place, row in zip(places, rows, strict=True):
+        if around := row["p50_ms_interval"]:
+            sides = [[row["p50_ms"] - around[0]], [around[1] - row["p50_ms"]]]
+            axes.errorbar([row["p50_ms"]], [place], xerr=sides, fmt="none", ecolor="black", capsize=3, linewidth=1)
+    for key, name, mark in (("mean_ms", "mean", "d"), ("gpu_ms", "by the GPU's clock", "s")):
+        if known := [place for place in places if key in rows[place]]:
+            widths = [rows[place][key] for place in known]
+            below = [place + 0.22 for place in known]  # clear of the whiskers
+            drawn.append(axes.scatter(widths, below, s=18, marker=mark, color="black", label=name, zorder=3))
     axes.set(xlabel="ms of a call", xlim=(0, None))
-    axes.legend(loc="best")
+    axes.legend(handles=drawn, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=len(drawn), frameon=False)
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def _streams(row: Row) -> str:
+    return _many(row["streams"], "stream")
 
 
 def _sweep(axes: Axes, rows: list[Row]) -> None:
     """Draw clips a second over the batch, a line for each way and number of streams."""
     lines: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
-        lines[f"{row['way']}, {row['streams']} streams"].append(row)
+        lines[f"{row['way']}, {_streams(row)}"].append(row)
     for name, points in lines.items():
         batches, speeds = [row["batch"] for row in points], [row["per_s"] for row in points]
         axes.errorbar(batches, speeds, _errors(points), marker="o", capsize=3, label=name)
@@ -112,8 +139,8 @@ def _speeds(axes: Axes, names: list[str], rows: list[Row], colours: list[str]) -
 
 
 def _errors(rows: list[Row]) -> NDArray[np.float64]:
-    """Return how far the intervals of speeds reach below and above them: float64 (2, N), 0 where there is none."""
-    around = [row["per_s_interval"] or (row["per_s"], row["per_s"]) for row in rows]
+    """Return how far the intervals of speeds reach below and above them: float64 (2, N), NaN where there is none."""
+    around = [row["per_s_interval"] or (np.nan, np.nan) for row in rows]
     return np.abs(np.array(around, dtype=np.float64).T - np.array([row["per_s"] for row in rows], dtype=np.float64))
 
 
@@ -131,7 +158,7 @@ def _speed_and_accuracy(axes: Axes, rows: list[Row]) -> None:
     axes.set(xlabel="videos/s" if "stages_ms_a_video" in rows[0] else "clips/s", ylabel="accuracy")
     axes.set(xlim=(0, 1.08 * max(map(_speed, best.values()))), ylim=(0, 1.02))
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower left", fontsize=7)
+    axes.legend(loc="best", fontsize=7)
 
 
 def _speed(row: Row) -> float:
