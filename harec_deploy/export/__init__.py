@@ -53,8 +53,7 @@ def export(
         ProofError: a runner gives other labels than PyTorch, or none here executes such graphs; then the bundle stays
             as it was.
     """
-    from harec_deploy.export.fused import write_fused  # these import torch, and rebuilding a plan needs none
-    from harec_deploy.export.int8 import Int8Options, int8_forms
+    from harec_deploy.export.int8 import Int8Options, int8_forms  # these import torch, and rebuilding a plan needs none
     from harec_deploy.export.onnx import write_graphs
     from harec_deploy.export.torch import prove_weights
     from harec_deploy.models import from_bundle
@@ -86,16 +85,27 @@ def export(
 
     progress("writing ONNX graphs")
     bundle = _add(bundle, name, precision, written, proving)
-    graphs = bundle.spec.variants[name].graphs
+    return _fuse(bundle, name, precision, proving, fused=fused)
+
+
+def _fuse(bundle: Bundle, name: str, precision: str, proving: "_Proving", *, fused: bool) -> Bundle:
+    """Add the graphs of a new variant in one file; where nobody asks for that, take away one of graphs that are gone.
+
+    Raises:
+        ProofError: in one file they give other labels; then the variant stays and the file is not there.
+    """
+    from harec_deploy.export.fused import write_fused
+
+    graphs, progress = bundle.spec.variants[name].graphs, proving.progress
     if not fused and f"{name}-fused" in bundle.spec.variants:
         progress(f"{name}-fused is removed, for it is of graphs that were replaced: --fused writes it anew")
-        bundle = _remove(bundle, f"{name}-fused")
+        return _remove(bundle, f"{name}-fused")
     if fused and "model" in graphs:
         progress(f"{graphs['model'].path} is a single file already: --fused adds nothing to a model of whole clips")
     elif fused:
         progress(f"{name} is proved and written; writing both graphs as one file")
         pair = {graph: bundle.path(file) for graph, file in graphs.items()}
-        bundle = _add(
+        return _add(
             bundle, f"{name}-fused", precision, lambda spec, staging: [_Form(write_fused(pair, spec, staging))], proving
         )
     return bundle

@@ -3,11 +3,12 @@
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -88,7 +89,6 @@ def export_tensorrt(
     if decoder is not None:
         progress(f"decoding them once more, with {decoder.name}")
         clips_by_decoder.append(through(decoder, real, bundle.spec))
-
     types = {"precision": precision, "lstm": lstm}
 
     def write(staging: Path) -> dict[str, Path]:
@@ -97,20 +97,16 @@ def export_tensorrt(
             return _copy(bundle, bundle.spec.variants[INT8_SOURCE].graphs, staging)
         return write_graphs(model, bundle.spec, staging, **types)
 
-    def describe(sources: dict[str, FileRef]) -> EngineSpec:
-        return EngineSpec(
-            tensorrt=site.version,
-            gpu=site.gpu.name,
-            capability=_capability(site.gpu),
-            hardware_compatible=hardware_compatible,
-            version_compatible=version_compatible,
-            optimization_level=optimization_level,
-            workspace_bytes=workspace_bytes,
-            lstm=_lstm_of(folder / file.path for file in sources.values()),
-            profiles={graph: _profiles(graph, bundle.spec.sampling.frames, tune) for graph in sources},
-            sources=sources,
-        )
-
+    describe = partial(
+        _described,
+        site,
+        bundle,
+        tune,
+        hardware_compatible=hardware_compatible,
+        version_compatible=version_compatible,
+        optimization_level=optimization_level,
+        workspace_bytes=workspace_bytes,
+    )
     packages = {name: version(name) for name in ("torch", "onnx", "onnxscript")}
     others = bundle.spec.variants.keys() - {variant_name(precision, site.gpu)}
     check = check_clips_of(bundle) if others else None  # they were proved to be near it, so it stays
@@ -164,6 +160,19 @@ def rebuild(
 def variant_name(precision: str, gpu: CudaDevice) -> str:
     """Return what plans of a precision for a kind of GPU are called."""
     return f"tensorrt-{precision}-sm{''.join(map(str, gpu.capability))}"
+
+
+def _described(site: "_Site", bundle: Bundle, tune: str, sources: dict[str, FileRef], **settings: Any) -> EngineSpec:
+    """Say what the plans of ONNX files are built with and for; settings: those that EngineSpec has."""
+    return EngineSpec(
+        tensorrt=site.version,
+        gpu=site.gpu.name,
+        capability=_capability(site.gpu),
+        lstm=_lstm_of(bundle.path(file) for file in sources.values()),
+        profiles={graph: _profiles(graph, bundle.spec.sampling.frames, tune) for graph in sources},
+        sources=sources,
+        **settings,
+    )
 
 
 @dataclass(frozen=True, slots=True)

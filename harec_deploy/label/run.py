@@ -60,8 +60,7 @@ def label(bundle: Path, inputs: Sequence[str], options: Options) -> Summary:
             decoding += f", and {decoders.name} with {plan.batch.name} on {plan.batch.device} ({decoders.reason})"
             decoding += _unproved(plan.batch, engines.loaded.spec)
         decoding += _reuse_told(header, engines.loaded.spec, bundle)
-        how = f"{engines.execution} ({engines.loaded.reason}); {decoding}"
-        options.announce(f"{_told(found, header)}; {how}")
+        options.announce(f"{_told(found, header)}; {engines.execution} ({engines.loaded.reason}); {decoding}")
         start = time.perf_counter()
         journal = held.enter_context(Journal(options.journal, header, restart=options.restart))
         store = None
