@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from harec_deploy.bench.gpu import GpuTimes, gpu_times
 from harec_deploy.bench.measure import P99_CALLS, Budget, Timing, Work, interleave, timed
 from harec_deploy.bench.noise import Watch
-from harec_deploy.bench.result import INTERVALS, Result, Row, made, rate, times, unsure, way_row
+from harec_deploy.bench.result import Result, Row, made, rate, stated, times, unsure, way_row
 from harec_deploy.bench.ways import Clips, accuracy, find_clips, find_ways, load_ways
 from harec_deploy.bundle import Bundle
 from harec_deploy.bundle import load as load_bundle
@@ -246,9 +246,7 @@ def _about(bundle: Bundle, clips: Clips, settings: Settings) -> Row:
         "architecture": bundle.spec.architecture,
         "clip": f"{frames} frames of {size.width}x{size.height}",
         "clips": clips.source,
-        "within": settings.budget.within,
-        "seconds": settings.budget.seconds,
-        "intervals": INTERVALS,
+        **stated(settings.budget),
     }
 
 

@@ -32,6 +32,11 @@ class Result:
     machine: Row = field(default_factory=machine.facts)
 
 
+def stated(budget: Budget) -> Row:
+    """Return what ``about`` says of how sure figures were to be."""
+    return {"within": budget.within, "seconds": budget.seconds, "intervals": INTERVALS}
+
+
 def made(kind: str, about: Row, rows: list[Row], notes: list[str], watch: Watch) -> Result:
     """Return a result with what the watch saw."""
     return Result(kind, about, rows, [*notes, *watch.notes], watch.facts)

@@ -10,7 +10,7 @@ from typing import Any
 
 from harec_deploy.bench.measure import Budget, Work, interleave, timed
 from harec_deploy.bench.noise import Watch
-from harec_deploy.bench.result import INTERVALS, Result, Row, made, rate, times, unsure, way_row
+from harec_deploy.bench.result import Result, Row, made, rate, stated, times, unsure, way_row
 from harec_deploy.bench.ways import find_ways, hits, load_ways
 from harec_deploy.bundle import load as load_bundle
 from harec_deploy.decode import DECODERS, Decoder, Refused, Size, VideoInfo, choose, has_dali
@@ -114,9 +114,7 @@ def decode(inputs: Sequence[str], folder: Path | None, settings: VideoSettings) 
     about = {
         "videos": len(files),
         "clip": f"{sampling.frames} frames of {size.width}x{size.height}",
-        "within": settings.budget.within,
-        "seconds": settings.budget.seconds,
-        "intervals": INTERVALS,
+        **stated(settings.budget),
     }
     notes = [f"{len(failed)} videos cannot be decoded, such as {failed[0]}"] if failed else []
     for (codec, shape), group in groups.items():
@@ -196,9 +194,7 @@ def label(folder: Path, inputs: Sequence[str], settings: VideoSettings) -> Resul
         "bundle": str(folder),
         "architecture": bundle.spec.architecture,
         "videos": len(videos),
-        "within": settings.budget.within,
-        "seconds": settings.budget.seconds,
-        "intervals": INTERVALS,
+        **stated(settings.budget),
     }
     notes = told + unsure(timings.values(), settings.budget)
     if idle := [row["way"] for row in rows if max(row["busy"].values()) < IDLE]:
