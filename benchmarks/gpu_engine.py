@@ -131,7 +131,8 @@ def _timed(recognizer: Recognizer, clips: NDArray[np.uint8], setup: Setup, budge
             recognizer.predict(pixels)
             seconds.append(time.perf_counter() - start)
         rate = batch * len(seconds) / sum(seconds)
-        yield {"batch": batch, "clips_per_s": round(rate, 2), **latencies(seconds), **_of_gpu(recognizer, pixels)}
+        of_gpu = _of_gpu(recognizer, pixels) if setup.left_s > 0 else {}
+        yield {"batch": batch, "clips_per_s": round(rate, 2), **latencies(seconds), **of_gpu}
         if setup.left_s < 0 and number + 1 < len(batches):
             yield {"not_run": f"batches {', '.join(map(str, batches[number + 1 :]))}: no time left"}
             return
