@@ -1,15 +1,17 @@
 # make demo   everything from nothing: data, training, export with proof, labels, pictures
 # make test   what CI runs: lint, types, tests
+# make bench  the peers side by side: needs 2 quiet cores for about half an hour; writes benchmarks/README.md
 # make gpu-check   on a machine with a GPU, with what is installed there: GPU tests and figures, within 9 minutes
 PYTHON ?= python3
 BIN := .venv/bin
+BENCH := .bench-venv/bin
 DEMO := demo
 # Both ends of the TensorRT versions that are supported. The bindings alone are small and run without a GPU: tests
 # hold every call against them.
 TENSORRT := 10.13.3.9 11.4.0.106
 STEP = @printf '\n== %s\n'
 
-.PHONY: demo test lint format gpu-check clean
+.PHONY: demo test lint format bench gpu-check clean
 
 .venv/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || \
@@ -55,8 +57,28 @@ format: .venv/.ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+.bench-venv/.ready: pyproject.toml constraints.txt benchmarks/requirements.txt benchmarks/requirements-mmaction2.txt
+	$(PYTHON) -m venv --clear .bench-venv
+	$(BENCH)/pip install --quiet --constraint constraints.txt --editable '.[train,export,ort]' \
+	    --requirement benchmarks/requirements.txt
+	-$(BENCH)/pip install --quiet --no-deps --target .bench-venv/mmaction2 \
+	    --requirement benchmarks/requirements-mmaction2.txt
+	@touch $@
+
+bench: export PYTHONPATH := .
+bench: .bench-venv/.ready
+	$(STEP) "1/4 side_by_side: labels compared, then speed, memory, start-up"
+	$(BENCH)/python benchmarks/side_by_side.py --json benchmarks/results/peers.json
+	$(STEP) "2/4 growth: classes, frames of a clip, length of a video"
+	$(BENCH)/python benchmarks/growth.py --json benchmarks/results/growth.json
+	$(STEP) "3/4 decode: speed and right frames of every decoder"
+	$(BENCH)/python benchmarks/decode.py --json benchmarks/results/decode.json
+	$(STEP) "4/4 charts and benchmarks/README.md"
+	$(BENCH)/python benchmarks/charts.py
+	$(BENCH)/python benchmarks/page.py
+
 gpu-check:
 	$(PYTHON) -m benchmarks.gpu_check
 
 clean:
-	rm -rf .venv $(DEMO) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .bench-venv $(DEMO) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,4 +1,4 @@
-"""Decode 16 frames of a video to 224x224: harec-deploy's decoder beside a plain PyAV loop and three other libraries.
+"""Decode 16 frames of a video to 224x224: harec-deploy's decoder beside a plain PyAV loop and others.
 
     python3 -m venv /tmp/benchenv
     /tmp/benchenv/bin/pip install av msgspec rich typer torch torchcodec decord opencv-python-headless
@@ -6,7 +6,8 @@
 
 The videos are encoded on the first run (a few minutes, most of it 1080p) and kept in --videos. Each decoder gets one
 thread and the same 16 times, the middles of 16 equal parts. Rounds are interleaved: all decoders once, then all again,
-so that a busy machine slows all of them. torchcodec needs FFmpeg's shared libraries. What is not installed is left out.
+so that a busy machine slows all of them. torchcodec needs FFmpeg's shared libraries, the pipe its program. What is
+not installed is left out.
 
 "right" counts the frames that are the ones shown at these times. Libraries scale and convert colours a little
 differently, so a frame is told by the nearest match, of brightness alone, among all frames of a sequential decode.
@@ -14,7 +15,9 @@ differently, so a frame is told by the nearest match, of brightness alone, among
 
 import json
 import os
+import shutil
 import statistics
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -182,6 +185,33 @@ def opencv() -> Decode:
     return decode
 
 
+def ffmpeg_pipe() -> Decode:
+    program = shutil.which("ffmpeg")
+    if program is None:
+        raise OSError("there is no program ffmpeg")
+
+    def decode(path: Path, _: Any, places: NDArray[np.int64]) -> Any:
+        chosen = "+".join(f"eq(n\\,{place})" for place in places.tolist())
+        filters = f"select={chosen},scale={SIDE}:{SIDE}:flags=bilinear"
+        one = ["-threads", "1", "-filter_threads", "1"]
+        command = [program, "-v", "error", "-nostdin", *one, "-i", str(path), "-vf", filters, *one]
+        command += [
+            "-fps_mode",
+            "passthrough",
+            "-frames:v",
+            str(len(places)),
+            "-pix_fmt",
+            "rgb24",
+            "-f",
+            "rawvideo",
+            "-",
+        ]
+        pixels = subprocess.run(command, capture_output=True, check=True).stdout
+        return np.frombuffer(pixels, np.uint8).reshape(-1, SIDE, SIDE, 3)
+
+    return decode
+
+
 DECODERS: dict[str, Callable[[], Decode]] = {
     "PyAV sequential": pyav_sequential,
     "harec-deploy": harec_deploy,
@@ -189,6 +219,7 @@ DECODERS: dict[str, Callable[[], Decode]] = {
     "torchcodec exact": lambda: torchcodec("exact"),
     "decord": decord,
     "OpenCV grab/retrieve": opencv,
+    "ffmpeg pipe": ffmpeg_pipe,
 }
 
 

@@ -14,7 +14,7 @@ from harec_deploy.bundle import Bundle, file_ref, save
 from harec_deploy.bundle import load as load_bundle
 from harec_deploy.models import ARCHITECTURES, FramewiseModel, build, from_bundle
 from harec_deploy.models.encoders import IMAGENET_MEAN, IMAGENET_STD
-from harec_deploy.sampling import Window
+from harec_deploy.sampling import ClipSampling, Window
 from harec_deploy.spec import BundleSpec, FileRef, HeadSpec
 
 Labels = dict[str, str]
@@ -27,11 +27,13 @@ def write_learnt(
     architecture: str = "resnet50_lstm",
     hidden: int = 512,
     classes: int = 101,
+    frames: int | None = None,
     device: str = "cpu",
 ) -> Bundle:
     """Write a bundle with a random encoder (always the same) and a head that tells clips apart, a class each.
 
     read: gives the clips that the bundle takes, uint8 (N, T, H, W, 3); N is at most ``classes``.
+    frames: T, where it is not that of the architecture.
     """
     from safetensors.torch import save_file
 
@@ -45,7 +47,7 @@ def write_learnt(
         head=head,
         feature_dim=model.encoder.feature_dim,
         classes=[f"class {number}" for number in range(classes)],
-        sampling=base.sampling,
+        sampling=base.sampling if frames is None else ClipSampling(frames=frames),
         size=base.size,
         weights=FileRef(path=weights.name, size=0, sha256=""),
     )

@@ -22,12 +22,12 @@ def decode_table() -> str:
     """Return milliseconds a video by decoder, with the right frames where not all 16 were."""
     rows = ["| 16 uniform frames to 224x224, ms a video | " + " | ".join(DECODERS) + " |", "|---" * 6 + "|"]
     for video in json.loads((RESULTS / "decode.json").read_text())["results"]:
-        cells = [_cell(video["decoders"].get(name, {})) for name in DECODERS]
+        cells = [decode_cell(video["decoders"].get(name, {})) for name in DECODERS]
         rows.append(f"| {Path(video['video']).stem.replace('_', ' ')} | {' | '.join(cells)} |")
     return "\n".join(rows)
 
 
-def _cell(figures: dict[str, float]) -> str:
+def decode_cell(figures: dict[str, float]) -> str:
     if "median_ms" not in figures:
         return "-"
     wrong = "" if figures["right"] == 16 else f", {figures['right']} of 16 right"
