@@ -49,24 +49,35 @@ FROZEN: dict[str, Any] = {
     "head": {"hidden": 128, "pool": "max", "dropout": 0.5},
     "optimisation": {"epochs": 40, "learning_rate": 3e-3},
 }
-# The frozen model's settings are those that the clips' own notes name; the others were written down before any of them
-# had been run on these clips, and were not changed since.
+TUNED = "MobileNetV2, last 2 stages trained, + LSTM"
+# The frozen model's settings are those that the clips' own notes name. Those of TUNED were chosen once, on inner folds
+# of the first outer fold's training sequences. The others, trained from nothing, were written down before any had been
+# run with them, to fit two cores: they are shorter and smaller than is usual.
 MODELS: dict[str, dict[str, Any]] = {
     "MobileNetV2, frozen, + LSTM": FROZEN,
-    "MobileNetV2, last 3 stages trained, + LSTM": {
+    TUNED: {
         **FROZEN,
-        "finetune_stages": 3,
-        "size": {"width": 160, "height": 160},
-        "optimisation": {"epochs": 12, "batch": 16, "learning_rate": 1e-3, "encoder_rate": 0.3},
+        "finetune_stages": 2,
+        "optimisation": {"epochs": 12, "batch": 8, "learning_rate": 3e-3, "encoder_rate": 0.05},
     },
-    "LRCN": {"architecture": "lrcn", "optimisation": {"epochs": 40, "batch": 16}},
-    "ConvLSTM": {"architecture": "convlstm", "optimisation": {"epochs": 20, "batch": 16, "learning_rate": 3e-3}},
-    "3D-CNN + LSTM": {"architecture": "cnn3d_lstm", "optimisation": {"epochs": 20, "batch": 16, "amp": "bf16"}},
-    "I3D-R50 + LSTM, from scratch": {
+    "LRCN": {
+        "architecture": "lrcn",
+        "optimisation": {"epochs": 25, "batch": 8, "learning_rate": 1e-3, "amp": "bf16"},
+    },
+    "ConvLSTM": {
+        "architecture": "convlstm",
+        "optimisation": {"epochs": 7, "batch": 8, "learning_rate": 3e-3, "amp": "bf16"},
+    },
+    "3D-CNN + LSTM, 64x64": {
+        "architecture": "cnn3d_lstm",
+        "size": {"width": 64, "height": 64},
+        "optimisation": {"epochs": 18, "batch": 8, "learning_rate": 1e-3, "amp": "bf16"},
+    },
+    "I3D-R50 + LSTM from scratch, 8 frames of 64x64": {
         "architecture": "i3d_r50_lstm",
         "sampling": {"frames": 8},
         "size": {"width": 64, "height": 64},
-        "optimisation": {"epochs": 10, "batch": 16, "amp": "bf16"},
+        "optimisation": {"epochs": 4, "batch": 8, "learning_rate": 1e-3, "amp": "bf16"},
     },
 }
 # What inner folds choose from, for the frozen model.

@@ -3,7 +3,7 @@
     pip install -e '.[train,export]'
     PYTHONPATH=. python benchmarks/reuse.py CLIPS --encoder-weights mobilenet_v2.pth --json OUT.json
 
-CLIPS is UT-Interaction as ut_interaction.py takes it. A MobileNetV2 + LSTM is trained on it, and another one on clips
+CLIPS is UT-Interaction as architectures.py takes it. A MobileNetV2 + LSTM is trained on it, and another one on clips
 of a fixed camera that are rendered here: sensor noise, and for part of the time a small figure, who walks past, stands
 still, or stands and waves, which is the hard one: a hand is all that tells the last two apart. Both are exported, and
 then label with reuse and without:

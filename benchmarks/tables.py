@@ -11,11 +11,6 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 GPU_CHECK = RESULTS / "gpu_check.json"
 DECODERS = ("PyAV sequential", "harec-deploy", "torchcodec approximate", "decord", "OpenCV grab/retrieve")
-WAYS = {
-    "evaluate": "`evaluate`: PyTorch, whole clips",
-    "journal": "`label` with the exported bundle, from its journal",
-    "test_views": "`evaluate --test-views 6`",
-}
 
 
 def decode_table() -> str:
@@ -32,15 +27,6 @@ def decode_cell(figures: dict[str, float]) -> str:
         return "-"
     wrong = "" if figures["right"] == 16 else f", {figures['right']} of 16 right"
     return f"{figures['median_ms']:.0f} ({figures['ratio']:.2f}{wrong})"
-
-
-def accuracy_table() -> str:
-    """Return the accuracy on real clips, mean and standard deviation over seeds."""
-    facts = json.loads((RESULTS / "ut_interaction.json").read_text())
-    rows = [f"| measured by | accuracy, {len(facts['evaluate']['by_seed'])} seeds |", "|---|---|"]
-    for name, told in WAYS.items():
-        rows.append(f"| {told} | {facts[name]['mean']:.3f} ± {facts[name]['stdev']:.3f} |")
-    return "\n".join(rows)
 
 
 def architectures_table() -> str:
@@ -133,15 +119,13 @@ def gpu_table() -> str:
 
 TABLES = {
     "decode": decode_table,
-    "accuracy": accuracy_table,
+    "architectures": architectures_table,
     "leak": leak_table,
     "end_to_end": end_to_end_table,
     "windows": windows_table,
     "folders": folders_table,
     "lengths": lengths_table,
 }
-if (RESULTS / "architectures.json").exists():
-    TABLES["architectures"] = architectures_table
 if GPU_CHECK.exists():  # there is nothing to show before it ran on a GPU
     TABLES["gpu"] = gpu_table
 
