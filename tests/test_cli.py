@@ -1,18 +1,14 @@
 """The command line: quick to start, light to import, one line for a mistake."""
 
-import io
 import json
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from threading import Event
 
 import pytest
 
 from harec_deploy import errors
-from harec_deploy.cli import console
 from harec_deploy.errors import HarecError, VideoError
 
 HEAVY = ("torch", "torchvision", "onnxruntime", "openvino", "av", "onnx", "numpy", "lightning", "matplotlib")
@@ -116,24 +112,24 @@ def test_every_error_has_a_code_and_a_status() -> None:
         VideoError("odd")
 
 
-class _Interrupted(io.StringIO):
-    """A file during whose first write a signal comes."""
+def test_a_signal_in_the_middle_of_a_line_does_not_repeat_it() -> None:
+    """The handler speaks while Rich still holds the line that it has just written. In a process of its own."""
+    script = """
+import io, signal, sys
+from threading import Event
+from harec_deploy.cli import console
 
-    def write(self, text: str) -> int:
+class Interrupted(io.StringIO):
+    def write(self, text):
         written = super().write(text)
-        if self.getvalue() == text:
+        if self.getvalue() == text:  # the first time
             signal.raise_signal(signal.SIGINT)
         return written
 
-
-def test_a_signal_in_the_middle_of_a_line_does_not_repeat_it(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """The handler speaks while Rich still holds the line that it has just written."""
-    file = _Interrupted()
-    monkeypatch.setattr(console.err, "file", file)
-    with console.Signals(Event(), "stopping") as signals:
-        console.say("epoch 6")
-    assert file.getvalue() == "epoch 6\n"
-    assert capfd.readouterr().err == "stopping\n"
-    assert signals.exit_status == 130
+console.err.file = Interrupted()
+with console.Signals(Event(), "stopping") as signals:
+    console.say("epoch 6")
+print(repr(console.err.file.getvalue()), signals.exit_status)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.stderr) == ("'epoch 6\\n' 130\n", "stopping\n")
