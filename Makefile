@@ -43,7 +43,7 @@ demo: .venv/.ready
 	$(BIN)/python -m training evaluate $(DEMO)/run --journal $(DEMO)/labels.jsonl -o $(DEMO)/pictures
 	$(STEP) "done: look at $(DEMO)/pictures/contact_sheet.png, confusion.png, curves.png and $(DEMO)/labels.csv"
 
-# Two processes, for in one that holds every runtime at once a signal to it can end it (SIGSEGV; the cause is not known).
+# Two processes: should one of the runtimes crash, fewer of them were loaded together.
 test: .venv/.ready lint
 	$(BIN)/pytest --ignore=tests/training
 	$(BIN)/pytest tests/training

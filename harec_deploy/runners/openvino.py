@@ -1,6 +1,7 @@
 """OpenVINO on the CPU: the same ONNX files, in fp32, in their own half precision, or, where the CPU has it, bf16."""
 
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,17 @@ import openvino  # noqa: E402
 # What is computed in for a precision, by what the CPU must be capable of; float32 where it is not. OpenVINO left to
 # itself would take bf16 for fp16 graphs, which has three bits less.
 _TYPES = {"bf16": ("BF16", openvino.Type.bf16), "fp16": ("FP16", openvino.Type.f16)}
+
+
+@cache
+def _core() -> openvino.Core:
+    """Return the one core of this process, which lives as long.
+
+    With its CPU plugin a core gives the thread another stack for signals to be handled on. Of two cores that go in the
+    order in which they came, the second puts back the first one's stack, which is freed: the next signal would end the
+    process (seen in 2026.4).
+    """
+    return openvino.Core()
 
 
 class _OpenVINOGraph:
@@ -44,7 +56,7 @@ class OpenVINORunner:
     def __init__(self, device: str = "cpu") -> None:
         self.device = device
         self.notes: list[str] = []
-        self._core = openvino.Core()
+        self._core = _core()
 
     def precisions(self, variant: Variant) -> tuple[str, ...]:
         """Return that of the graphs, as fine or finer; of fp32 ones, "bf16" too where the CPU computes in it.
