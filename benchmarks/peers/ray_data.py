@@ -47,7 +47,8 @@ def main():
     ray.init(num_cpus=os.cpu_count() + 1, include_dashboard=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
     rows = ray.data.from_items([{"path": video} for video in videos], override_num_blocks=len(videos))
-    clips = rows.map(lambda row: {**row, "clip": read(row["path"], spec)})
+    # Another share of a processor than the actor's keeps Ray from fusing both, and decoding beside the model.
+    clips = rows.map(lambda row: {**row, "clip": read(row["path"], spec)}, num_cpus=0.5)
     labelled = clips.map_batches(
         Recogniser, fn_constructor_args=[bundle], batch_size=2, compute=ray.data.ActorPoolStrategy(size=1)
     )
