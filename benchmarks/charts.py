@@ -36,10 +36,9 @@ def peers_chart(facts: dict[str, Any]) -> Figure:
         wrong = "" if each.right else "  (other labels)"
         told = f"{speed['median']:.2f}{wrong}"
         axes.text(speed["highest"] + 0.012 * furthest, place, told, va="center", color=INK)
-    axes.set_yticks(
-        range(len(found)), [each.name if each.own else f"{each.name}  [{each.precision}]" for each in found]
-    )
+    axes.set_yticks(range(len(found)), [each.name for each in found])
     axes.set_xlim(0, furthest * 1.12)
+    axes.set_ylim(-0.6, len(found) - 0.4)
     axes.set_xlabel("videos/s once the model is loaded; bar: median, line: lowest to highest round")
     axes.grid(axis="x", color=GRID)
     axes.tick_params(axis="y", length=0)
@@ -50,6 +49,7 @@ def peers_chart(facts: dict[str, Any]) -> Figure:
 def growth_chart(growth: dict[str, Any], soak: dict[str, Any]) -> Figure:
     """Return four panels: cost by the number of videos, length, classes and frames."""
     figure = Figure(figsize=(8, 5.4), layout="constrained", dpi=150)
+    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
     panels = figure.subplots(2, 2).ravel()
     folders = [(own["videos"], own["ms_a_video"]) for own in soak["folders"]]
     lengths = [(own["value"], own["ms_a_video"]["median"] / 1e3) for own in growth["lengths_s"]]

@@ -12,8 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 LAYOUT = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
-# Probabilities may be this far from the reference: other scaling of frames, or coarser arithmetic, moves them.
-NEAR = 0.05
 
 
 def code_lines(path: Path) -> int:

@@ -22,7 +22,7 @@ Labels = dict[str, str]
 
 def write_learnt(
     folder: Path,
-    read: Callable[[BundleSpec], NDArray[np.uint8]],
+    read: Callable[[BundleSpec], NDArray[np.uint8]] | None,
     *,
     architecture: str = "resnet50_lstm",
     hidden: int = 512,
@@ -33,6 +33,7 @@ def write_learnt(
     """Write a bundle with a random encoder (always the same) and a head that tells clips apart, a class each.
 
     read: gives the clips that the bundle takes, uint8 (N, T, H, W, 3); N is at most ``classes``.
+    With None nothing is learnt, where labels are not looked at.
     frames: T, where it is not that of the architecture.
     """
     from safetensors.torch import save_file
@@ -51,7 +52,8 @@ def write_learnt(
         size=base.size,
         weights=FileRef(path=weights.name, size=0, sha256=""),
     )
-    learn_by_heart(model, read(spec), device)
+    if read is not None:
+        learn_by_heart(model, read(spec), device)
     save_file({name: value.contiguous().cpu() for name, value in model.state_dict().items()}, weights)
     return save(folder, msgspec.structs.replace(spec, weights=file_ref(folder, weights)))
 

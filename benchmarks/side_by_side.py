@@ -156,7 +156,7 @@ def prepare(folder: Path, count: int, console: Console) -> tuple[Path, list[str]
 
 
 def main(
-    videos: Annotated[int, typer.Option(help="clips that each program labels in a round")] = 16,
+    videos: Annotated[int, typer.Option(help="clips that each program labels in a round")] = 12,
     rounds: Annotated[int, typer.Option(help="how often each program is run")] = 5,
     only: Annotated[str, typer.Option(help="names or parts of names, with commas between")] = "",
     folder: Annotated[Path, typer.Option(help="where the clips and the model are kept")] = VIDEOS_FOLDER,

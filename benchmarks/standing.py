@@ -78,13 +78,18 @@ def own_in(found: list[Program], precision: str) -> Program | None:
     return next((each for each in found if each.own and each.right and each.precision == precision), None)
 
 
+def fastest_own(found: list[Program]) -> Program | None:
+    """Return harec-deploy in its fastest precision whose labels were right."""
+    return next((each for each in found if each.own and each.right), None)
+
+
 def duels(found: list[Program]) -> list[dict[str, Any]]:
-    """Return every comparison of harec-deploy with a peer in the same precision.
+    """Return every comparison of harec-deploy with a peer in the same precision whose labels were right.
 
     times: how many times better harec-deploy is (below 1 it loses). certain: all rounds agree on who is ahead.
     """
     results = []
-    for peer in (each for each in found if not each.own):
+    for peer in (each for each in found if not each.own and each.right):
         own = own_in(found, peer.precision)
         if own is None or not own.rounds.keys() & peer.rounds.keys():
             continue

@@ -1,7 +1,5 @@
 """The loop of a notebook: OpenCV, torchvision's transforms, PyTorch eager; one video after the other."""
 
-from contextlib import nullcontext
-
 import cv2
 import torch
 from torchvision import transforms
@@ -25,7 +23,7 @@ def read(video, spec):
 
 
 def main():
-    bundle, spec, videos, options = asked("channels-last", "bf16", "compile")
+    bundle, spec, videos, options = asked("channels-last")
     layout = torch.channels_last if "channels-last" in options else torch.contiguous_format
     encoder, head = network(bundle, memory_format=layout)
     prepare = transforms.Compose(
@@ -36,18 +34,11 @@ def main():
             transforms.Normalize(MEAN, STD),
         ]
     )
-    precision = torch.autocast("cpu", torch.bfloat16) if "bf16" in options else nullcontext()
-    if "compile" in options:
-        torch._inductor.config.freezing = True
-        encoder = torch.compile(encoder)
-        with torch.inference_mode(), precision:
-            for _ in range(2):
-                encoder(torch.zeros(spec.sampling.frames, 3, spec.size.height, spec.size.width))
     ready()
     for video in videos:
         pixels = torch.stack([prepare(frame) for frame in read(video, spec)]).to(memory_format=layout)
-        with torch.inference_mode(), precision:
-            scores = head(encoder(pixels)[None]).float().softmax(-1)[0]
+        with torch.inference_mode():
+            scores = head(encoder(pixels)[None]).softmax(-1)[0]
         tell(video, spec.classes, scores)
 
 
