@@ -27,9 +27,6 @@ from benchmarks.measured import compare
 from benchmarks.roster import ATTEMPTS, PEERS, PROGRAMS, Peer, environment
 from benchmarks.watching import Watched, watch
 from harec_deploy.bundle import load
-from harec_deploy.errors import HarecError
-from harec_deploy.export import export
-from harec_deploy.export.int8 import Int8Options
 from harec_deploy.export.verify import read_clips, reference_logits
 from harec_deploy.files import atomic_write
 from harec_deploy.machine import versions
@@ -143,16 +140,11 @@ def try_imports() -> dict[str, str]:
     return reasons
 
 
-def prepare(folder: Path, count: int, console: Console) -> tuple[Path, list[str], str]:
-    """Make clips and model; return the bundle, the clips to label, and why there is no int8, "" where there is."""
+def prepare(folder: Path, count: int, console: Console) -> tuple[Path, list[str]]:
+    """Make clips and model; return the bundle and the clips to label."""
     clips = make_clips(folder / "peers_clips", max(CLIPS, count), console)
-    bundle, refused = make_bundle(folder / "peers_resnet50_lstm", clips), ""
-    if not (bundle / "onnx-int8").is_dir():
-        try:
-            export(bundle, [str(clips)], precision="int8", int8=Int8Options(calibrate=[str(clips)]))
-        except HarecError as error:
-            refused = str(error)
-    return bundle, [str(path) for path in sorted(clips.glob("*.avi"))[:count]], refused
+    bundle = make_bundle(folder / "peers_resnet50_lstm", clips)
+    return bundle, [str(path) for path in sorted(clips.glob("*.avi"))[:count]]
 
 
 def main(
@@ -163,13 +155,10 @@ def main(
     out: Annotated[Path, typer.Option("--json", help="all figures")] = Path("benchmarks/results/peers.json"),
 ) -> None:
     console, start = Console(), time.monotonic()
-    bundle, clips, refused = prepare(folder, videos, console)
+    bundle, clips = prepare(folder, videos, console)
     bench = Bench(bundle, clips, out, console)
     words = [word.strip().lower() for word in only.split(",") if word.strip()]
     peers = [peer for peer in PEERS if not words or any(word in peer.name.lower() for word in words)]
-    if refused:
-        bench.facts["not_run"]["harec-deploy int8"] = refused
-        peers = [peer for peer in peers if peer.name != "harec-deploy int8"]
     bench.facts["not_run"] |= try_imports()
     running = [peer for peer in peers if bench.check(peer)]
     for number in range(rounds):

@@ -12,6 +12,17 @@ RESULTS = Path(__file__).parent / "results"
 GPU_CHECK = RESULTS / "gpu_check.json"
 DECODERS = ("PyAV sequential", "harec-deploy", "torchcodec approximate", "decord", "OpenCV grab/retrieve")
 
+PRECISIONS = ("fp32", "bf16", "int8")
+ENGINES = {
+    "torch fp32": "PyTorch, fp32",
+    "torch bf16": "PyTorch, autocast to bf16",
+    "onnx fp32": "ONNX Runtime, fp32",
+    "onnx int8": "ONNX Runtime, int8",
+    "openvino fp32": "OpenVINO, fp32",
+    "openvino bf16": "OpenVINO, bf16",
+    "openvino int8": "OpenVINO, int8",
+}
+
 
 def decode_table() -> str:
     """Return milliseconds a video by decoder, with the right frames where not all 16 were."""
@@ -82,12 +93,26 @@ def end_to_end_table() -> str:
     rows = ["| from file to label | videos/s | times the notebook | share of the bound |", "|---|---|---|---|"]
     loops = ("notebook", "notebook channels last")
     rows += [f"| {name} | {speeds[name]:.2f} | {speeds[name] / speeds['notebook']:.2f} | |" for name in loops]
-    for precision in ("fp32", "bf16"):
+    for precision in PRECISIONS:
         own = facts[precision]
         cells = f"{speeds[f'label {precision}']:.2f} | {own['times_notebook']:.2f} | {own['of_bound']:.2f}"
         rows.append(f"| `harec-deploy label --precision {precision}` | {cells} |")
     rows.append(f"| decode alone | {speeds['decode']:.1f} | | |")
-    rows += [f"| engine alone, {way} | {speeds[f'engine {way}']:.2f} | | |" for way in ("fp32", "bf16")]
+    rows += [f"| engine alone, {way} | {speeds[f'engine {way}']:.2f} | | |" for way in PRECISIONS]
+    return "\n".join(rows)
+
+
+def engine_table() -> str:
+    """Return clips a second by engine and precision, and the share of the int8 peak that each reaches."""
+    facts = json.loads((RESULTS / "engine.json").read_text())
+    told = f"{facts['threads']} cores, {facts['gflop_a_clip']:.0f} GFLOP a clip"
+    heads = "clips/s | times PyTorch eager fp32 | times its own fp32 | GFLOP/s | share of the int8 peak"
+    rows = [f"| {told} | {heads} |", "|---" * 6 + "|"]
+    for name, told in ENGINES.items():
+        own = facts[name]
+        cells = f"{own['times_torch']:.2f} | {own['times_own_fp32']:.2f} | {own['gf_s']} | {own['of_int8_peak']:.2f}"
+        rows.append(f"| {told} | {own['clips_per_s']:.2f} | {cells} |")
+    rows.append(f"| int8 convolutions of the fastest size: the peak | | | | {facts['int8_peak_gf_s']} | 1 |")
     return "\n".join(rows)
 
 
@@ -134,6 +159,7 @@ TABLES = {
     "features": features_table,
     "leak": leak_table,
     "end_to_end": end_to_end_table,
+    "engine": engine_table,
     "windows": windows_table,
     "folders": folders_table,
     "lengths": lengths_table,

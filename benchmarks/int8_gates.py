@@ -1,0 +1,95 @@
+"""The gates of int8 on trained models: labels kept, accuracy lost, and the layers that had to stay in float.
+
+    python -m benchmarks.int8_gates CLIPS --encoder-weights mobilenet_v2.pth --json benchmarks/results/int8_gates.json
+
+CLIPS is UT-Interaction as architectures.py takes it: trained on half of its sequences, proved on the others. The
+second data set is rendered as for ``make demo``, and proved on people who were not trained on. MobileNetV2 has ImageNet
+weights and is frozen; the ResNets are trained from nothing, whole, on frames of 64x64, to fit two cores: they learn
+less than is usual. int8 is calibrated on training clips only, with the options that ``harec-deploy export --precision
+int8`` has.
+"""
+
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.architectures import FROZEN, SEQUENCE
+from harec_deploy.errors import ProofError
+from harec_deploy.export import export
+from harec_deploy.machine import facts
+from training.datasets import Sample, grouped, scan_folders
+from training.fit import SILENT, fit
+from training.recipes import RecipeFile, to_recipe
+from training.splits import folds
+from training.synthetic import synthesize
+
+FROM_NOTHING: dict[str, Any] = {
+    "sampling": {"frames": 8},
+    "size": {"width": 64, "height": 64},
+    "head": {"hidden": 128},
+    "optimisation": {"epochs": 12, "batch": 8, "learning_rate": 1e-3, "amp": "bf16"},
+}
+MODELS: dict[str, dict[str, Any]] = {
+    "MobileNetV2 + LSTM": FROZEN,
+    "ResNet-18 + LSTM": {"architecture": "resnet18_lstm", **FROM_NOTHING},
+    "ResNet-50 + LSTM": {"architecture": "resnet50_lstm", **FROM_NOTHING},
+}
+SCENES = {"actors": 10, "clips_per_action": 3, "seed": 0}
+FLIP = {"generated": False, "UT-Interaction": True}  # left and right are classes of the first
+
+
+def gate(name: str, data: str, samples: Sequence[Sample], encoder_weights: Path, work: Path) -> dict[str, Any]:
+    """Train, export in fp32 and in int8, and return what the proof measured."""
+    settings = MODELS[name]
+    weights = str(encoder_weights) if settings is FROZEN else None
+    start = time.perf_counter()
+    bundle = fit(samples, to_recipe(RecipeFile(**settings, encoder_weights=weights, flip=FLIP[data])), work, SILENT)
+    row: dict[str, Any] = {"model": name, "data": data, "training_s": round(time.perf_counter() - start, 1)}
+    try:
+        variant = export(bundle, precision="int8").spec.variants["onnx-int8"]
+    except ProofError as error:
+        return row | {"refused": str(error)}
+    assert variant.quantisation
+    row |= {"layers": variant.quantisation.layers, "kept_float": variant.quantisation.kept_float}
+    return row | {"proofs": [msgspec.to_builtins(proof) for proof in variant.proofs]}
+
+
+def main(
+    clips: Annotated[Path, typer.Argument(help="UT-Interaction")],
+    encoder_weights: Annotated[Path, typer.Option(help="of MobileNetV2, as torchvision has them")],
+    out: Annotated[Path | None, typer.Option("--json", help="write all figures here")] = None,
+) -> None:
+    console, rows = Console(), list[dict[str, Any]]()
+    table = Table("model", "clips", "runner", "labels kept", "accuracy", "of PyTorch", "max |dp|", "layers in float")
+    with tempfile.TemporaryDirectory(prefix="harec-int8-") as folder:
+        synthesize(Path(folder) / "videos", **SCENES)  # type: ignore[arg-type]
+        sets = {
+            "generated": scan_folders(Path(folder) / "videos"),
+            "UT-Interaction": grouped(scan_folders(clips), SEQUENCE),
+        }
+        for data, samples in sets.items():
+            half, *_ = folds(samples, 2, seed=0)
+            for name in MODELS:
+                row = gate(name, data, half, encoder_weights, Path(folder) / f"{data} {name}")
+                rows.append(row)
+                console.print(row.get("refused", f"{name} on {data}: trained in {row['training_s']} s"))
+                for proof in row.get("proofs", []):
+                    cells = [f"{proof['top1_agreement']:.3f} of {proof['clips']}", f"{proof['accuracy']:.3f}"]
+                    cells += [f"{proof['reference_accuracy']:.3f}", f"{proof['max_abs_dp']:.3f}"]
+                    told = f"{len(row['kept_float'])} of {row['layers']}"
+                    table.add_row(name, data, proof["runner"], *cells, told)
+    console.print(table)
+    if out:
+        out.write_text(json.dumps({"machine": facts(), "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)
