@@ -84,9 +84,7 @@ class Recognizer:
             **execution.runner.load(bundle, execution.variant, precision=execution.precision, threads=threads)
         }
         self._notes = execution.runner.notes
-        self._try()
-        if check:
-            self._check()
+        self._try(check=check)
 
     def encode(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the features of frames: uint8 (N, H, W, 3) -> float32 (N, D).
@@ -97,10 +95,9 @@ class Recognizer:
         if not self.framewise:
             raise UsageError("this model takes whole clips, not frames: use predict")
         self._expect(frames, (self.spec.size.height, self.spec.size.width, 3), "frames (N, H, W, 3)")
-        # A GPU's graph parts them itself.
-        size = self.batch_frames if self.execution.runner.device == "cpu" else max(len(frames), 1)
-        parts = [self._graphs["encoder"](part) for part in _batches(frames, size)]
-        return np.concatenate(parts) if parts else np.zeros((0, self.spec.feature_dim), dtype=np.float32)
+        if not len(frames):
+            return np.zeros((0, self.spec.feature_dim), dtype=np.float32)
+        return self._graphs["encoder"](np.ascontiguousarray(frames))
 
     def classify(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the probabilities of clips by their features: float32 (B, T, D) -> float32 (B, C)."""
@@ -108,6 +105,8 @@ class Recognizer:
 
     def logits(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return what the head gives for clips' features: float32 (B, T, D) -> float32 (B, C)."""
+        if not len(features):
+            return np.zeros((0, len(self.spec.classes)), dtype=np.float32)
         return self._graphs["head"](np.ascontiguousarray(features))
 
     def predict(self, clips: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -118,6 +117,8 @@ class Recognizer:
         """
         size, count = self.spec.size, self.spec.sampling.frames
         self._expect(clips, (count, size.height, size.width, 3), "clips (B, T, H, W, 3)")
+        if not len(clips):
+            return np.zeros((0, len(self.spec.classes)), dtype=np.float32)
         if not self.framewise:
             return softmax(self._graphs["model"](clips) / self.spec.temperature)
         features = self.encode(clips.reshape(-1, size.height, size.width, 3))
@@ -261,45 +262,42 @@ class Recognizer:
             got = f"{array.dtype} {array.shape}"
             raise UsageError(f"{what} must be uint8 with {shape} behind the first axis, got {got}")
 
-    def _try(self) -> None:
-        """Run one black clip, to see that the graphs take and give what the bundle says."""
+    def _try(self, *, check: bool) -> None:
+        """Run clips, to see that the graphs take and give what the bundle says: the check clips, else a black one.
+
+        The check clips' outputs must be finite and near the reference, as near as the proof was.
+        """
         spec, count = self.spec, self.spec.sampling.frames
-        frames = np.zeros((count, spec.size.height, spec.size.width, 3), dtype=np.uint8)
-        told = f"expected {self.execution.variant} to take uint8 {frames.shape} for a clip"
+        checked = self.bundle.check_clips() if check else None
+        clips = checked[0] if checked else np.zeros((1, count, spec.size.height, spec.size.width, 3), dtype=np.uint8)
+        told = f"expected {self.execution.variant} to take uint8 {clips.shape[1:]} for a clip"
         try:
-            if self.framewise:
-                features = self.encode(frames)
-                if features.shape != (count, spec.feature_dim):
-                    raise BundleError(f"it gives features {features.shape}, not {(count, spec.feature_dim)}")
-            probabilities = self.predict(frames[None])
+            kept = self.keep(clips.reshape(-1, *clips.shape[2:])) if self.framewise else clips
+            if self.framewise and kept.shape != (len(clips) * count, spec.feature_dim):
+                wanted = (count, spec.feature_dim)
+                raise BundleError(f"it gives features {(len(kept) // len(clips), *kept.shape[1:])}, not {wanted}")
+            probabilities = self.judge(kept.reshape(len(clips), count, *kept.shape[1:]) if self.framewise else clips)
         except BundleError as error:
             raise BundleError(f"{told}, but {error}: export the bundle again") from None
-        if probabilities.shape != (1, len(spec.classes)):
+        if probabilities.shape != (len(clips), len(spec.classes)):
             shape = f"{probabilities.shape[-1]} probabilities for {len(spec.classes)} classes"
             raise BundleError(f"{self.execution} gives {shape}: export the bundle again")
+        if checked:
+            self._compare(probabilities, checked[1])
 
-    def _check(self) -> None:
-        """Run the check clips: the outputs must be finite and near the reference, as near as the proof was."""
-        check = self.bundle.check_clips()
-        if check is None:
-            return
-        clips, logits = check
-        got = self.predict(clips)
-        proof = self.spec.ways()[self.execution.variant].proof(
-            self.execution.runner.name, self.execution.precision, self.execution.runner.device
+    def _compare(self, got: NDArray[np.float32], logits: NDArray[np.float32]) -> None:
+        """Hold the check clips' probabilities against the reference's logits. Raises BundleError."""
+        execution = self.execution
+        proof = self.spec.ways()[execution.variant].proof(
+            execution.runner.name, execution.precision, execution.runner.device
         )
         allowed = max(CHECK_TOLERANCE, 2 * proof.max_abs_dp if proof else 0.0)
         difference = float(np.abs(got - softmax(logits / self.spec.temperature)).max())
         if not difference <= allowed:  # NaN is not
             raise BundleError(
-                f"{self.execution} gives other probabilities here than where it was exported: they differ by "
+                f"{execution} gives other probabilities here than where it was exported: they differ by "
                 f"{difference:.2g}, allowed are {allowed:.2g}; export the bundle again on this machine"
             )
-
-
-def _batches(array: NDArray[Any], size: int) -> Iterator[NDArray[Any]]:
-    for start in range(0, len(array), size):
-        yield np.ascontiguousarray(array[start : start + size])
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -49,7 +49,24 @@ def test_encode_and_classify_are_predict(recognizer: Recognizer) -> None:
     np.testing.assert_allclose(
         recognizer.classify(features.reshape(2, 20, -1)), recognizer.predict(clips(2)), atol=1e-6
     )
-    assert recognizer.encode(np.zeros((0, 64, 64, 3), np.uint8)).shape == (0, recognizer.spec.feature_dim)
+
+
+@pytest.mark.parametrize("runner", CPU_RUNNERS)
+def test_frames_come_back_in_their_order_however_they_are_parted(exported: Path, runner: str) -> None:
+    recognizer = harec_deploy.load(exported, runner=runner, precision="fp32")
+    frames = clips(2).reshape(-1, 64, 64, 3)[:37]  # more than are computed at a time, and no multiple of that
+    alone = np.concatenate([recognizer.encode(frame[None]) for frame in frames])
+    np.testing.assert_allclose(recognizer.encode(frames), alone, atol=1e-5)
+    np.testing.assert_allclose(recognizer.encode(frames[::-1]), alone[::-1], atol=1e-5)
+
+
+@pytest.mark.parametrize("runner", CPU_RUNNERS)
+def test_of_nothing_comes_nothing(exported: Path, runner: str) -> None:
+    recognizer = harec_deploy.load(exported, runner=runner, precision="fp32")
+    dim, classes = recognizer.spec.feature_dim, len(recognizer.spec.classes)
+    assert recognizer.encode(np.zeros((0, 64, 64, 3), np.uint8)).shape == (0, dim)
+    assert recognizer.classify(np.zeros((0, 20, dim), np.float32)).shape == (0, classes)
+    assert recognizer.predict(clips(0)).shape == (0, classes)
 
 
 @pytest.mark.parametrize(

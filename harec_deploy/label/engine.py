@@ -153,7 +153,7 @@ class Engine:
     def label(self, decoded: Iterable[Decoded]) -> Iterator[Labelled]:
         """Yield each video of ``decoded`` when its last part was classified; one of which no last part comes, never."""
         waiting: list[Decoded] = []
-        frames = 0
+        frames, batches = 0, 1  # a run begins with few, so that its first label comes soon
         for part in decoded:
             self.stages.count(part)
             if part.frames is None:
@@ -163,9 +163,9 @@ class Engine:
                 continue
             waiting.append(part)
             frames += len(part.frames.pixels)
-            if frames >= SHARED_BATCHES * self.recognizer.batch_frames:
+            if frames >= batches * self.recognizer.batch_frames:
                 yield from self._classify(waiting)
-                waiting, frames = [], 0
+                waiting, frames, batches = [], 0, min(2 * batches, SHARED_BATCHES)
         yield from self._classify(waiting)
 
     def _classify(self, parts: list[Decoded]) -> Iterator[Labelled]:

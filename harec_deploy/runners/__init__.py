@@ -20,7 +20,8 @@ class Graph(Protocol):
     def __call__(self, batch: NDArray[Any]) -> NDArray[np.float32]:
         """Run the graph on ``batch``, whose first axis is the batch; the result is the caller's to keep.
 
-        On a GPU it parts a large batch itself, so that copying a part goes beside computing the one before.
+        It parts a large batch itself: into what a CPU computes fastest, or so that copying a part to a GPU goes beside
+        computing the one before.
         """
 
 

@@ -20,7 +20,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as _native
 
 from harec_deploy.runners import Graph
 from harec_deploy.runners.onnx_providers import CUDA, quiet, require
-from harec_deploy.runners.parts import OutOfMemory, Parts
+from harec_deploy.runners.parts import CPU_FRAMES, OutOfMemory, Parts, cpu_rows
 from harec_deploy.runners.uint8 import read_for_cpu
 
 CUDA_BATCH_FRAMES = 128
@@ -40,14 +40,18 @@ onnxruntime.set_default_logger_severity(3)  # its warnings are about optimisatio
 
 
 class _OnnxGraph:
-    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+    def __init__(self, name: str, session: onnxruntime.InferenceSession) -> None:
         self._session = session
         self._input = session.get_inputs()[0].name
         self._output = session.get_outputs()[0].name
+        self._parts = Parts(name, cpu_rows(session.get_inputs()[0].shape))
 
     def __call__(self, batch: NDArray[Any]) -> NDArray[np.float32]:
+        return np.concatenate(self._parts.feed(batch, self._run))
+
+    def _run(self, part: NDArray[Any]) -> NDArray[np.float32]:
         try:
-            return np.asarray(self._session.run([self._output], {self._input: batch})[0], dtype=np.float32)
+            return np.asarray(self._session.run([self._output], {self._input: part})[0], dtype=np.float32)
         except _ERRORS as error:
             raise BundleError(f"ONNX Runtime cannot run the graph: {' '.join(str(error).split())}") from None
 
@@ -92,7 +96,7 @@ class OnnxRunner:
     def __init__(self, device: str = "cpu") -> None:
         self.device = device
         self.hardware = ""
-        self.batch_frames = 16
+        self.batch_frames = CPU_FRAMES
         self.notes: list[str] = []
         if device != "cpu":
             self.hardware = cuda_device(device).name
@@ -118,7 +122,7 @@ class OnnxRunner:
         # From bytes, so that no path in the file could be followed.
         if self.device == "cpu":
             model = read_for_cpu(path, precision)
-            return _OnnxGraph(self._session(path, model, ["CPUExecutionProvider"], threads))
+            return _OnnxGraph(path.name, self._session(path, model, ["CPUExecutionProvider"], threads))
         model = path.read_bytes()
         session = self._session(path, model, [(CUDA, cuda_options(self.device))], threads)
         return BoundGraph(f"{path.name} on {self.device}", session, self.device, CUDA_BATCH_FRAMES)

@@ -1,13 +1,22 @@
-"""A batch in parts that a GPU's memory holds."""
+"""A batch in parts: as large as a runtime computes fastest, and as a GPU's memory holds."""
 
 import logging
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from harec_deploy.errors import BundleError
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
+
+
+CPU_FRAMES = 16  # that a CPU computes at a time: more gains nothing and needs memory
+
+
+def cpu_rows(shape: Sequence[Any]) -> int:
+    """Return how many rows of a graph's input a CPU computes at a time: frames (N, H, W, 3) are many, others few."""
+    return CPU_FRAMES if len(shape) == 4 else sys.maxsize
 
 
 class OutOfMemory(Exception):

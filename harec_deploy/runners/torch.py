@@ -16,6 +16,7 @@ from harec_deploy.errors import BundleError, MissingDependency
 from harec_deploy.models import FramewiseModel, from_bundle
 from harec_deploy.models.encoders import one_line
 from harec_deploy.runners import Graph
+from harec_deploy.runners.parts import CPU_FRAMES, Parts, cpu_rows
 from harec_deploy.runners.torch_cuda import CudaGraph, Rows
 from harec_deploy.spec import WEIGHTS_VARIANT, Variant
 
@@ -38,15 +39,19 @@ class _InType(nn.Module):
 
 
 class _HostGraph:
-    def __init__(self, module: nn.Module, rows: Rows, threads: int | None) -> None:
+    def __init__(self, name: str, module: nn.Module, rows: Rows, threads: int | None) -> None:
+        self._parts = Parts(name, cpu_rows((None, *rows.shape)))
         self._module = module
         self._rows = rows
         self._threads = threads
 
     def __call__(self, batch: NDArray[Any]) -> NDArray[np.float32]:
         self._rows.expect(batch)
+        return np.concatenate(self._parts.feed(batch, self._run))
+
+    def _run(self, part: NDArray[Any]) -> NDArray[np.float32]:
         # PyTorch shares the memory, and takes none that is read-only or runs backwards.
-        tensor = torch.from_numpy(np.require(batch, requirements=["C", "W"]))
+        tensor = torch.from_numpy(np.require(part, requirements=["C", "W"]))
         try:
             with torch.inference_mode(), _threads(self._threads):
                 result: NDArray[np.float32] = self._module(tensor).numpy()
@@ -77,7 +82,7 @@ class TorchRunner:
         self.device = device
         self.hardware = ""
         self.notes: list[str] = []
-        self.batch_frames = 16
+        self.batch_frames = CPU_FRAMES
         if device != "cpu":
             gpu = cuda_device(device)
             _require_cuda(self.name, gpu)
@@ -118,7 +123,7 @@ class TorchRunner:
 
     def _graph(self, name: str, module: nn.Module, rows: Rows, threads: int | None) -> Graph:
         if self.device == "cpu":
-            return _HostGraph(module, rows, threads)
+            return _HostGraph(name, module, rows, threads)
         return CudaGraph(f"{name} on {self.device}", module, rows, torch.device(self.device), CUDA_BATCH_FRAMES)
 
 
