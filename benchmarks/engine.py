@@ -14,6 +14,7 @@ import json
 import statistics
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,9 +38,11 @@ from harec_deploy.export.verify import read_clips
 from harec_deploy.models import FramewiseModel, from_bundle
 from harec_deploy.runners.onnx import OnnxRunner
 from harec_deploy.runners.openvino import OpenVINORunner
+from harec_deploy.runners.uint8 import read_for_cpu
 
 FRAMES, CHANNELS, SIDE, LAYERS = 16, 256, 14, 32  # of the convolutions whose speed is the peak
 SETTLE_S = 0.1  # before each run: an engine's threads go on spinning for a while after its work
+OPTIONS = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
 LEARNT = 8  # clips that the head learns, so that logits are not all alike
 Run = Callable[[], Any]
 
@@ -60,7 +63,7 @@ def int8_convolutions(threads: int) -> tuple[Run, float]:
         weights = ops.convert(ops.constant(rng.integers(-127, 128, (CHANNELS, CHANNELS, 3, 3), dtype=np.int8)), "f32")
         y = ops.fake_quantize(y, *levels, 256)
         y = ops.relu(ops.convolution(y, ops.multiply(weights, scales), [1, 1], [1, 1], [1, 1], [1, 1]))
-    options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    options = {**OPTIONS, "INFERENCE_NUM_THREADS": threads}
     compiled = openvino.Core().compile_model(
         openvino.Model([ops.reduce_mean(y, np.array([2, 3]))], [x]), "CPU", options
     )
@@ -72,6 +75,21 @@ def int8_convolutions(threads: int) -> tuple[Run, float]:
     values = rng.random((FRAMES, CHANNELS, SIDE, SIDE), dtype=np.float32)
     operations = 2.0 * LAYERS * FRAMES * SIDE**2 * 9 * CHANNELS**2
     return (lambda: request.infer([values], share_inputs=True)), operations
+
+
+def time_by_kernel(path: Path, frames: NDArray[np.uint8], threads: int) -> dict[str, float]:
+    """Return the share of an int8 encoder's time by kind of layer and kernel in OpenVINO, the largest first."""
+    core, seconds = openvino.Core(), Counter[str]()
+    options = {**OPTIONS, "INFERENCE_NUM_THREADS": threads, "PERF_COUNT": True}
+    request = core.compile_model(
+        core.read_model(model=read_for_cpu(path, "int8")), "CPU", options
+    ).create_infer_request()
+    for _ in range(10):
+        request.infer([frames])
+        for layer in request.profiling_info:
+            seconds[f"{layer.node_type}, {layer.exec_type}"] += layer.real_time.total_seconds()
+    shares = {name: round(value / seconds.total(), 3) for name, value in seconds.most_common()}
+    return {name: share for name, share in shares.items() if share}
 
 
 def write_models(bundle: Bundle, frames: NDArray[np.uint8], folder: Path) -> dict[str, dict[str, Path]]:
@@ -171,7 +189,8 @@ def main(
         wanted = runs["torch fp32"]()
         apart = {name: float(np.abs(run() - wanted).max()) for name, run in runs.items() if name != "peak"}
         measured = list(rounds_of(runs, rounds))
-    facts = {"threads": threads, "rounds": rounds, "calibration_frames": len(frames)}
+        kernels = time_by_kernel(files["int8"]["encoder"], read["clips"][0], threads)
+    facts = {"threads": threads, "rounds": rounds, "calibration_frames": len(frames), "int8_time_by_kernel": kernels}
     facts |= figures(measured, counter.get_total_flops(), operations)
     table = Table("", "clips/s", "x torch", "x own fp32", "GF/s", "of int8 peak", "logits apart")
     for name, difference in apart.items():
@@ -180,6 +199,7 @@ def main(
         shown = ("clips_per_s", "times_torch", "times_own_fp32", "gf_s", "of_int8_peak", "max_logit_difference")
         table.add_row(name, *(str(row[key]) for key in shown))
     console.print(table, f"int8 peak {facts['int8_peak_gf_s']} GF/s, {facts['gflop_a_clip']} GFLOP a clip")
+    console.print("of an int8 encoder's time in OpenVINO:", kernels)
     if out:
         out.write_text(json.dumps({"machine": begun, **facts}, indent=1) + "\n")
 
