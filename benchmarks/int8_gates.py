@@ -51,7 +51,8 @@ def gate(name: str, data: str, samples: Sequence[Sample], encoder_weights: Path,
     settings = MODELS[name]
     weights = str(encoder_weights) if settings is FROZEN else None
     start = time.perf_counter()
-    bundle = fit(samples, to_recipe(RecipeFile(**settings, encoder_weights=weights, flip=FLIP[data])), work, SILENT)
+    recipe = to_recipe(RecipeFile(**settings, encoder_weights=weights, flip=FLIP[data]))
+    bundle = fit(samples, recipe, work, SILENT, cache=work.parent / "cache")
     row: dict[str, Any] = {"model": name, "data": data, "training_s": round(time.perf_counter() - start, 1)}
     try:
         variant = export(bundle, precision="int8").spec.variants["onnx-int8"]
