@@ -4,7 +4,9 @@ Each frame carries its index as ten black or white blocks (two rows of five in t
 moves, so that a frame decoded from the wrong references is seen by eye and by ``read_index``.
 """
 
+import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -113,7 +115,7 @@ def write_frames(
 ) -> Path:
     """Encode ``frames`` as ``clip`` says; ``context`` sets attributes of the encoder."""
     options = {"movflags": "faststart", **clip.muxer} if path.suffix in {".mp4", ".mov"} else clip.muxer
-    with av.open(str(path), "w", format=MUXERS.get(path.suffix), options=options) as container:
+    with _tame(clip.codec), av.open(str(path), "w", format=MUXERS.get(path.suffix), options=options) as container:
         stream: Any = container.add_stream(clip.codec, rate=clip.fps, options=_options(clip))
         _set_up(stream.codec_context, clip)
         for name, value in context.items():
@@ -123,6 +125,23 @@ def write_frames(
             packet.duration = 1 if path.suffix == ".avi" else packet.duration  # or empty chunks follow the last one
             container.mux(packet)
     return path
+
+
+@contextmanager
+def _tame(codec: str) -> Iterator[None]:
+    """Undo what SVT-AV1 does to a process of root's: it schedules the caller, and so every child, in real time.
+
+    Beside a real-time process that waits busily, threads that are pinned to its core do not run at all.
+    """
+    if codec != "libsvtav1":
+        yield
+        return
+    os.environ["SVT_LOG"] = "1"  # errors only
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, parameters)
 
 
 def _options(clip: Clip) -> dict[str, str]:

@@ -53,13 +53,6 @@ bounded = settings(
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quiet_av1() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SVT_LOG", "1")  # errors only
-        yield
-
-
 @st.composite
 def clips(draw: Any, codec: str, suffix: str) -> Clip:
     packed, codec = codec.startswith("packed"), codec.removeprefix("packed ")

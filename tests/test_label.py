@@ -277,6 +277,7 @@ class TestProcess:
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and (not Path("out.jsonl").exists() or len(lines_so_far()) < 5):
             assert process.poll() is None, "the run ended before it could be killed"
+            time.sleep(0.01)
         process.send_signal(number)
         _, err = process.communicate(timeout=60)
         assert process.returncode == status

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from harec_deploy.bundle import Bundle
 from harec_deploy.errors import BundleError
-from harec_deploy.runners.parts import CPU_FRAMES
+from harec_deploy.runners.parts import CPU_FRAMES, takes_frames
 from harec_deploy.runners.uint8 import read_for_cpu
 from harec_deploy.spec import Variant
 
@@ -104,8 +104,8 @@ class OpenVINORunner:
         try:
             # From bytes, so that no path in the file could be followed.
             model = self._core.read_model(model=read_for_cpu(path, precision))
-            # Frames (N, H, W, 3) come many at a time, and a stream that has threads of its own waits for no other's.
-            frames = len(model.input(0).partial_shape) == 4
+            frames = takes_frames(model.input(0).partial_shape)
+            # A stream that has threads of its own waits for no other's.
             options["PERFORMANCE_HINT"] = "THROUGHPUT" if frames else "LATENCY"
             return _OpenVINOGraph(self._core.compile_model(model, "CPU", options), PART_FRAMES if frames else None)
         except RuntimeError as error:

@@ -10,13 +10,17 @@ from harec_deploy.errors import BundleError
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
-
 CPU_FRAMES = 16  # that a CPU computes at a time: more gains nothing and needs memory
 
 
+def takes_frames(shape: Sequence[Any]) -> bool:
+    """Tell whether a graph with this input takes frames (N, H, W, 3), which come many at a time; clips are few."""
+    return len(shape) == 4
+
+
 def cpu_rows(shape: Sequence[Any]) -> int:
-    """Return how many rows of a graph's input a CPU computes at a time: frames (N, H, W, 3) are many, others few."""
-    return CPU_FRAMES if len(shape) == 4 else sys.maxsize
+    """Return how many rows of a graph's input a CPU computes at a time."""
+    return CPU_FRAMES if takes_frames(shape) else sys.maxsize
 
 
 class OutOfMemory(Exception):

@@ -255,10 +255,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def table(folder: Path, exported: Path) -> Iterator[Table]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SVT_LOG", "1")  # errors only
-        yield label_table(exported, folder, TABLE, all_files=True, limits=SMALL)
+def table(folder: Path, exported: Path) -> Table:
+    return label_table(exported, folder, TABLE, all_files=True, limits=SMALL)
 
 
 @pytest.fixture(scope="module")
