@@ -8,6 +8,7 @@ HarecError                  exit 1   the run could not go on
 │   └── PlanRefused         exit 1   a TensorRT plan is of another TensorRT or GPU
 ├── DeviceError             exit 1   the GPU or its driver fails
 ├── OutputError             exit 1   the output cannot be written or does not belong to this run
+├── FileSystemError         exit 1   no room, or no right, to read or write a file
 ├── MissingDependency       exit 1   an optional package is needed and not installed
 ├── EngineError             exit 1   a process that labels on a device was lost, and no other could go on
 └── VideoError              (a row)  one video cannot be labelled; the run goes on and exits 3
@@ -91,6 +92,12 @@ class OutputError(HarecError):
     """The output cannot be written, or holds the rows of a different run."""
 
     code = "bad_output_file"
+
+
+class FileSystemError(HarecError):
+    """The file system refuses: no room, no right, a fault of the disk. What was written before stays whole."""
+
+    code = "file_system"
 
 
 class OutputLocked(HarecError):

@@ -224,6 +224,8 @@ def test_the_command(exported: Path, tmp_path: Path) -> None:
         (["latency", "x", "-o", "no/a.md"], "--out no/a.md: there is no folder no"),
         (["latency", "x", "--batch", "1,x"], "--batch 1,x: allowed are whole numbers from 1 on, with commas"),
         (["latency", "x", "--within", "tight"], "--within tight: allowed are shares such as 2%"),
+        (["latency", "x", "--within", "0.02"], "--within 0.02: allowed are shares such as 2%"),
+        (["latency", "x", "--within", "0%"], "--within 0%: allowed are shares such as 2%"),
         (["throughput", "x", "--seconds", "0"], "--seconds 0: allowed are values above 0"),
         (["decode", "nowhere"], "nowhere: no such file or folder"),
         (["decode", ".", "--compare", "vlc"], "--compare vlc: no such decoder; there is pyav, dali"),

@@ -7,9 +7,12 @@ import time
 from pathlib import Path
 
 import pytest
+import typer
 
 from harec_deploy import errors
+from harec_deploy.cli.console import run_app
 from harec_deploy.errors import HarecError, VideoError
+from tests.media import Clip, make_video
 
 HEAVY = ("torch", "torchvision", "onnxruntime", "openvino", "av", "onnx", "numpy", "lightning", "matplotlib")
 
@@ -67,6 +70,14 @@ def test_public_names_are_there() -> None:
         (["label", "{videos}", "-b", "x", "--device", "cpu,cuda:9"], 2, "device cuda:9 is not here: there is cpu"),
         (["labe"], 2, "No such command"),
         (["export", "nowhere"], 1, "error [bad_bundle]: nowhere is no bundle"),
+        (["export", "x", "--workspace-gib", "1"], 2, "--workspace-gib is about plans: add --tensorrt, or leave it out"),
+        (["export", "x", "--decoder", "auto"], 2, "--decoder is about plans: add --tensorrt, or leave it out"),
+        (["export", "x", "--runner", "torch", "--lstm", "op"], 2, "--lstm is about graphs, and --runner torch writes"),
+        (
+            ["export", "x", "--tensorrt", "--precision", "int8", "--calibrate", "y"],
+            2,
+            "--calibrate is about int8 graphs: it needs --precision int8, and no --tensorrt or --runner",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_and_a_status(
@@ -100,6 +111,39 @@ def test_control_characters_in_names_do_not_reach_the_terminal(exported: Path, t
     assert done.returncode == 3
     assert "\x1b" not in done.stdout + done.stderr
     assert "\\x1b[2Jb\\n.mp4" in done.stdout
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    """A limit on the size of files stands for the full disk: the same kind of error, while a file is written."""
+    for name in ("jump", "swim"):
+        (tmp_path / "videos" / name).mkdir(parents=True)
+        for copy in "abcd":
+            make_video(tmp_path / "videos" / name / f"{copy}.mp4", Clip(frames=8))
+    code = """
+import resource, signal, sys
+from harec_deploy.cli.console import run_app
+from training.__main__ import app
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+run_app(app, sys.argv[1:])
+"""
+    command = [sys.executable, "-c", code, "prepare", str(tmp_path / "videos"), "-o", str(tmp_path / "manifest.csv")]
+    command += ["--split-by", "random"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error [file_system]: File too large: make room or get the right")
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["videos"]
+
+
+def test_another_error_of_the_system_is_not_explained_away() -> None:
+    def broken() -> None:
+        Path("nowhere").read_bytes()
+
+    app = typer.Typer()
+    app.command()(broken)
+    with pytest.raises(FileNotFoundError):
+        run_app(app, [])
 
 
 def test_every_error_has_a_code_and_a_status() -> None:

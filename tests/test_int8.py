@@ -14,6 +14,8 @@ from harec_deploy.bundle import file_ref, load, save
 from harec_deploy.discover import VideoFile
 from harec_deploy.errors import MissingDependency, ProofError, UsageError
 from harec_deploy.export import export, verify
+from harec_deploy.export import int8 as int8_module
+from harec_deploy.export.fused import write_fused
 from harec_deploy.export.int8 import Int8Options
 from harec_deploy.export.verify import ProofClips, failure, measured, prove, read_clips
 from harec_deploy.models import ARCHITECTURES, build
@@ -69,6 +71,28 @@ def test_the_variant_is_proved_in_every_runner(int8: tuple[Path, list[str]], vid
     assert recognizer.label(video).label == harec_deploy.load(folder, precision="fp32").label(video).label
 
 
+def test_one_file_equals_the_pair(int8: tuple[Path, list[str]], tmp_path: Path) -> None:
+    bundle = load(int8[0])
+    graphs = {name: bundle.path(file) for name, file in bundle.spec.variants["onnx-int8"].graphs.items()}
+    one = write_fused(graphs, bundle.spec, tmp_path)["model"]
+    clips, _ = bundle.check_clips() or pytest.fail("no check clips")
+    for runner in installed():
+        model, encoder, head = (runner.load_file(file, "int8") for file in (one, graphs["encoder"], graphs["head"]))
+        wanted = head(encoder(clips.reshape(-1, 64, 64, 3)).reshape(len(clips), 20, -1))
+        np.testing.assert_allclose(model(clips), wanted, atol=1e-3)
+
+
+def test_training_clips_calibrate_where_none_are_named(exported: Path, videos: Path) -> None:
+    spec = load(exported).spec
+    noted = msgspec.structs.replace(spec, training={"calibration_clips": [str(videos / "swim")]})
+    proof, told = read_clips(spec, [str(videos / "jump")], limit=10), list[str]()
+    clips = int8_module._calibration_clips(noted, proof, (), told.append)
+    assert [Path(name).parent.name for name in clips.names] == ["swim"] * 2
+    assert told == []
+    assert int8_module._calibration_clips(spec, proof, (), told.append) is proof
+    assert "2 of the proof's 2 clips calibrate too" in told[0]
+
+
 class TestFragile:
     def test_it_fails_and_leaves_nothing(self, fragile: Path, videos: Path) -> None:
         before = (fragile / "bundle.json").read_bytes()
@@ -88,6 +112,14 @@ class TestFragile:
         assert len(variant.quantisation.kept_float) <= variant.quantisation.layers / 2
         assert all(proof.passed for proof in variant.proofs)
         assert any("measuring each of" in text for text in told)
+
+    def test_auto_gives_up_where_too_much_would_be_float(
+        self, fragile: Path, videos: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(int8_module, "MAX_FLOAT_SHARE", 0.0)
+        with pytest.raises(ProofError, match=r"onnx-int8 on \w+ in int8 is not the trained model"):
+            export(fragile, [str(videos)], precision="int8")
+        assert {path.name for path in fragile.iterdir()} == {"bundle.json", "weights.safetensors"}
 
     def test_layers_can_be_named(self, fragile: Path, videos: Path) -> None:
         how = Int8Options(keep_float="backbone.layers.4, backbone.layers.0")
@@ -199,8 +231,8 @@ class TestCommand:
         [
             (["--precision", "int8", "--calibration", "max"], "unknown calibration 'max'; allowed are minmax, "),
             (["--precision", "int8", "--keep-float", "stem"], "no layer 'stem' to keep in float; there are backbone."),
-            (["--calibrate", "x"], "--calibrate, --calibration and --keep-float are for --precision int8"),
-            (["--keep-float", "none"], "--calibrate, --calibration and --keep-float are for --precision int8"),
+            (["--calibrate", "x"], "--calibrate is about int8 graphs: it needs --precision int8, and no --tensorrt"),
+            (["--keep-float", "auto"], "--keep-float is about int8 graphs: it needs --precision int8, and no"),
         ],
     )
     def test_what_is_not_allowed(self, bundle: Path, videos: Path, options: list[str], told: str) -> None:

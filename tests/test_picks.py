@@ -17,6 +17,7 @@ from harec_deploy.errors import BundleError, OutputError, UsageError
 from harec_deploy.picks import Pick
 from harec_deploy.runners import executions
 from tests.test_bundle import edit
+from tests.test_cli import run
 
 QUICK = Budget(seconds=0.05, warm_up_s=0.001, turn_s=0.001)
 
@@ -73,7 +74,7 @@ def test_a_choice_outside_of_what_is_allowed_is_left_alone(exported: Path) -> No
     assert recognizer.reason.startswith("the fastest here")
 
 
-def test_the_command_measures_stores_and_is_obeyed(exported: Path, videos: Path, home: Path) -> None:
+def test_what_is_picked_is_stored_and_obeyed(exported: Path, videos: Path, home: Path) -> None:
     result = pick(exported, Settings(clips=[str(videos)], budget=QUICK))
     assert home == Path(result.about["stored_in"])
     assert [row["picked"] for row in result.rows] == [True, *[False] * (len(result.rows) - 1)]
@@ -84,6 +85,14 @@ def test_the_command_measures_stores_and_is_obeyed(exported: Path, videos: Path,
     recognizer = harec_deploy.load(exported)
     assert str(recognizer.execution) == result.rows[0]["way"] == result.about["picked"]
     assert "picked for this machine" in recognizer.reason
+
+
+def test_the_command_tells_its_choice(exported: Path, videos: Path, home: Path) -> None:
+    done = run("bench", "pick", str(exported), str(videos), "--seconds", "0.05")
+    assert done.returncode == 0, done.stderr
+    (stored,) = json.loads(home.read_text())["picks"]
+    way = f"{stored['variant']} on {stored['runner']} in {stored['precision']}"
+    assert f"{way} is what --runner auto takes from now on; in {home}" in done.stderr
 
 
 def test_only_what_passed_its_proof_is_measured(bundle: Path, home: Path) -> None:

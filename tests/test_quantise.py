@@ -13,6 +13,7 @@ from torch import nn
 
 from harec_deploy.decode import Size
 from harec_deploy.errors import BundleError, UsageError
+from harec_deploy.export.int8 import Int8Options
 from harec_deploy.export.onnx import write_graphs
 from harec_deploy.export.qdq import faults
 from harec_deploy.export.quantise import CALIBRATIONS, FRAMES, Quantiser, calibration_frames
@@ -318,7 +319,7 @@ class TestQuantiser:
     def test_what_is_refused(self, quantised: Callable[[str], Quantised], tmp_path: Path) -> None:
         made = quantised("lrcn")
         with pytest.raises(UsageError, match="unknown calibration 'max'; allowed are minmax, entropy, percentile"):
-            Quantiser(made.float, pixels(2), "max")
+            Int8Options(method="max")
         with pytest.raises(UsageError, match=r"no layer 'stem' to keep in float; there are backbone"):
             made.quantiser.write(tmp_path / "encoder.onnx", ["stem"])
 

@@ -1,5 +1,6 @@
 """harec-deploy bench: how fast a bundle runs on this machine, and where the time goes."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial, wraps
@@ -180,7 +181,7 @@ def _counts(text: str, option: str) -> list[int]:
 
 def _share(text: str) -> float:
     """Return 0.02 for "2%". Raises UsageError."""
-    try:
-        return float(text.removesuffix("%")) / 100
-    except ValueError:
-        raise UsageError(f"--within {text}: allowed are shares such as 2%") from None
+    match = re.fullmatch(r"(\d+\.?\d*|\.\d+) ?%", text.strip())
+    if match is None or not 0 < float(match[1]) < 100:
+        raise UsageError(f"--within {text}: allowed are shares such as 2%")
+    return float(match[1]) / 100

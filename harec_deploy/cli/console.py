@@ -1,5 +1,6 @@
 """What every command shares: where words go, how progress looks, how an error ends."""
 
+import errno
 import os
 import re
 import signal
@@ -13,7 +14,14 @@ from typing import TYPE_CHECKING
 import typer
 from rich.console import Console
 
-from harec_deploy.errors import EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, HarecError, MissingDependency, UsageError
+from harec_deploy.errors import (
+    EXIT_BROKEN_PIPE,
+    EXIT_INTERRUPTED,
+    FileSystemError,
+    HarecError,
+    MissingDependency,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from threading import Event
@@ -153,14 +161,26 @@ def _check_folder() -> None:
         raise UsageError("the current folder was removed: go to one that is there") from None
 
 
+_REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+def _refusal(error: OSError) -> FileSystemError:
+    """Return what a person is told of the file system's refusal. Raises the error itself where it is another one."""
+    if error.errno not in _REFUSALS:
+        raise error
+    where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+    return FileSystemError(f"{where}{error.strerror}: make room or get the right to write, and give the command again")
+
+
 def run_app(app: typer.Typer, arguments: list[str] | None = None) -> None:
-    """Run a command line and exit; an error raised on purpose becomes one line and its exit status."""
+    """Run a command line and exit; an error raised on purpose, or by the file system, becomes one line and a status."""
     try:
         _check_folder()
         app(args=arguments)
-    except HarecError as error:
-        say(f"error [{error.code}]: {error}")
-        sys.exit(error.exit_status)
+    except (HarecError, OSError) as error:
+        told = error if isinstance(error, HarecError) else _refusal(error)
+        say(f"error [{told.code}]: {told}")
+        sys.exit(told.exit_status)
     except KeyboardInterrupt:
         say("interrupted; the same command goes on where it stopped")
         sys.exit(EXIT_INTERRUPTED)

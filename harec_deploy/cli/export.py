@@ -12,10 +12,14 @@ from harec_deploy.errors import UsageError
 if TYPE_CHECKING:
     from harec_deploy.bundle import Bundle
     from harec_deploy.decode import Decoder
-    from harec_deploy.export.int8 import Int8Options
+
+
+PLAN_OPTIONS = ("decoder", "workspace_gib", "optimization_level", "hardware_compatible", "version_compatible")
+INT8_OPTIONS = ("calibrate", "calibration", "keep_float")
 
 
 def export(
+    context: typer.Context,
     bundle: Annotated[Path, typer.Argument(help="The folder that training wrote.")],
     clips: Annotated[
         list[str] | None,
@@ -66,6 +70,12 @@ def export(
         raise UsageError("--tensorrt builds plans, --runner proves the weights as they are: give one of them")
     if fused and (tensorrt or runner != "auto"):
         raise UsageError("--fused is about ONNX files: leave --tensorrt and --runner out")
+    if not tensorrt:
+        _refuse(context, PLAN_OPTIONS, "is about plans: add --tensorrt, or leave it out")
+    if runner != "auto":
+        _refuse(context, ("precision", "lstm"), f"is about graphs, and --runner {runner} writes none: leave one out")
+    if tensorrt or runner != "auto" or precision != "int8":
+        _refuse(context, INT8_OPTIONS, "is about int8 graphs: it needs --precision int8, and no --tensorrt or --runner")
     how: dict[str, Any] = {"max_clips": max_clips, "device": device, "progress": console.say}
     try:
         if tensorrt:
@@ -79,8 +89,9 @@ def export(
             exported = _export_plans(bundle, clips or [], precision, lstm or "unroll", {**how, **plan})
         elif runner == "auto":
             from harec_deploy.export import export as export_graphs
+            from harec_deploy.export.int8 import Int8Options
 
-            int8 = _int8_options(precision, calibrate or (), calibration, keep_float)
+            int8 = Int8Options(calibrate or (), calibration, keep_float) if precision == "int8" else None
             exported = export_graphs(
                 bundle, clips or (), precision=precision, lstm=lstm or "op", int8=int8, fused=fused, **how
             )
@@ -96,15 +107,11 @@ def export(
     console.say(f"written to {bundle}; next: harec-deploy label VIDEOS --bundle {bundle}{by_name}")
 
 
-def _int8_options(precision: str, calibrate: Sequence[str], method: str, keep_float: str) -> "Int8Options | None":
-    """Return how int8 graphs are made, None for other precisions. Raises UsageError for options without their use."""
-    if precision == "int8":
-        from harec_deploy.export.int8 import Int8Options
-
-        return Int8Options(calibrate, method, keep_float)
-    if calibrate or (method, keep_float) != ("minmax", "auto"):
-        raise UsageError("--calibrate, --calibration and --keep-float are for --precision int8")
-    return None
+def _refuse(context: typer.Context, options: Sequence[str], why: str) -> None:
+    """Raise UsageError for an option that was given and would do nothing."""
+    for name in options:
+        if (given := context.get_parameter_source(name)) and given.name != "DEFAULT":
+            raise UsageError(f"--{name.replace('_', '-')} {why}")
 
 
 def _export_plans(bundle: Path, clips: list[str], precision: str, lstm: str, how: dict[str, Any]) -> "Bundle":

@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harec_deploy.export.quantise import Quantiser, calibration_frames
+from harec_deploy.errors import UsageError
+from harec_deploy.export.quantise import CALIBRATIONS, Quantiser, calibration_frames
 from harec_deploy.export.verify import ProofClips, read_clips
 from harec_deploy.spec import BundleSpec, Quantisation
 
@@ -20,11 +21,17 @@ class Int8Options:
     method: how ranges are chosen, a key of quantise.CALIBRATIONS.
     keep_float: layers that stay float: "none", their names with commas between, or "auto", which leaves out the most
     sensitive ones until the proof passes.
+
+    Raises UsageError for a method that there is not.
     """
 
     calibrate: Sequence[str] = ()
     method: str = "minmax"
     keep_float: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.method not in CALIBRATIONS:
+            raise UsageError(f"unknown calibration {self.method!r}; allowed are {', '.join(CALIBRATIONS)}")
 
 
 def int8_forms(
@@ -35,7 +42,7 @@ def int8_forms(
     proof: the clips that the result will be proved on, which calibration should not have seen.
 
     Raises:
-        UsageError: no clips for calibration, no such method, or no such layer.
+        UsageError: no clips for calibration, or no such layer.
         MissingDependency: ONNX Runtime is not installed.
     """
     clips = _calibration_clips(spec, proof, options.calibrate, say)
