@@ -99,7 +99,8 @@ def cost_section(found: list[Program]) -> str:
         "the program and all its children. Lines are those of the program without blanks, comments and docstrings, and "
         "without [what all share](peers/trained.py), its options included; harec-deploy's are commands: "
     )
-    return f"## What else it costs\n\n{table(head, rows)}\n\n{told}{', '.join(f'`{c}`' for c in OWN_COMMANDS)}.\n"
+    own = " and ".join(f"`{command}`" for command in OWN_COMMANDS)
+    return f"## What else it costs\n\n{table(head, rows)}\n\n{told}{own}; int8 has its precision in both.\n"
 
 
 def outputs_section(facts: dict[str, Any], found: list[Program]) -> str:

@@ -12,7 +12,10 @@ ROOT = Path(__file__).parents[1]
 PROGRAMS = Path(__file__).parent / "peers"
 PRECISIONS = ("fp32", "bf16", "int8")
 # What a user of harec-deploy types, once and for each folder.
-OWN_COMMANDS = ("harec-deploy export BUNDLE --clips CLIPS", "harec-deploy label CLIPS -b BUNDLE -o labels.csv")
+OWN_COMMANDS = (
+    "harec-deploy export BUNDLE --clips CLIPS",
+    "harec-deploy label CLIPS -b BUNDLE -o labels.csv --precision bf16",
+)
 
 
 @dataclass(frozen=True)
