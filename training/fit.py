@@ -153,14 +153,20 @@ def fit(
     )
     began_with = described(weights)  # after hours of training the file may be another one
     source, net = source_for(model, manifest, recipe, report, cache)
-    _train(trainer, net, source, manifest, recipe, run, report)
+    epoch = _train(trainer, net, source, manifest, recipe, run, report)
     if trainer.is_global_zero:
         model.eval()
         val = clips_of(source, manifest, recipe, "val")
         calibration = calibrate(net, _batches(val, Order(val, shuffle=False), recipe) if len(val) else None)
         report.say(calibration.note)
-        write_bundle(bundle, model, manifest, recipe, began_with, read_metrics(run / METRICS_FILE)[-1], calibration)
+        write_bundle(bundle, model, manifest, recipe, began_with, _metrics_of(run, epoch), calibration)
     return bundle
+
+
+def _metrics_of(run: Path, epoch: int) -> dict[str, float]:
+    """Return what was measured in an epoch; its number alone where a run was killed before that was written."""
+    known = {row["epoch"]: row for row in read_metrics(run / METRICS_FILE)}
+    return known.get(epoch, {"epoch": epoch})
 
 
 def _check(manifest: Manifest, recipe: Recipe) -> None:
@@ -193,8 +199,11 @@ def _train(
     recipe: Recipe,
     run: Path,
     report: Report,
-) -> None:
-    """Train ``net``, in this process and those it starts, from the beginning or from the run's checkpoint."""
+) -> int:
+    """Train ``net``, in this process and those it starts, from the beginning or from the run's checkpoint.
+
+    Returns the epoch that its weights are of, counted from 1.
+    """
     place = {"rank": trainer.global_rank, "world": trainer.world_size}
     clips, val = (clips_of(source, manifest, recipe, split) for split in ("train", "val"))
     order = Order(clips, shuffle=True, seed=recipe.seed, **place)
@@ -213,7 +222,7 @@ def _train(
         report.say(f"going on from {start.path}, epoch {start.epochs + 1}, step {start.steps + 1}")
         order.set_epoch(start.epochs, skip=start.steps * (batches.batch_size or 1))
     watched = _batches(val, Order(val, shuffle=False, **place), recipe) if len(val) else None
-    train(trainer, module, batches, watched, start)
+    return train(trainer, module, batches, watched, start)
 
 
 def _origin(manifest: Manifest, recipe: Recipe) -> str:

@@ -205,8 +205,10 @@ def train(
     clips: DataLoader[object],
     val: DataLoader[object] | None,
     start: ResumePoint | None,
-) -> None:
+) -> int:
     """Train ``module`` in all processes and leave it, where there is a validation split, with its best weights.
+
+    Returns the epoch that its weights are of, counted from 1.
 
     Raises:
         KeyboardInterrupt: a signal asked to stop; the argument is the exit status.
@@ -217,6 +219,8 @@ def train(
     if val and isinstance(best, ModelCheckpoint) and best.best_model_path:
         state = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
         module.load_state_dict(state["state_dict"])
+        return int(state["epoch"]) + 1
+    return trainer.current_epoch
 
 
 def _fit(

@@ -293,6 +293,24 @@ def test_validation_keeps_the_best_epoch_and_stops_early(samples: list[Sample], 
     assert min(losses) == pytest.approx(min(losses[:-2]))
 
 
+def test_the_bundle_holds_weights_and_metrics_of_the_best_epoch(
+    samples: list[Sample], tmp_path: Path, cache: Path
+) -> None:
+    """The val videos carry wrong labels, so the more is learned the worse is their loss."""
+    train = [sample for sample in samples if sample.split == "train"]
+    wrong = {"climb": "jump", "jump": "swim", "swim": "climb"}
+    watched = [*train, *(replace(sample, split="val", label=wrong[sample.label]) for sample in train)]
+    how = replace(small().optimisation, epochs=30, learning_rate=0.02, schedule="none")
+    fit(watched, small(optimisation=how), tmp_path / "run", report(), cache=cache)
+    metrics = read_metrics(tmp_path / "run/metrics.csv")
+    best = min(metrics, key=lambda row: row["val_loss"])
+    assert best["epoch"] < len(metrics)
+    assert load(tmp_path / "run/bundle").spec.training["metrics"] == best
+    for name, epochs in (("best", int(best["epoch"])), ("last", len(metrics))):  # without val nothing is chosen
+        fit(train, small(optimisation=replace(how, epochs=epochs)), tmp_path / name, report(), cache=cache)
+        assert same(tmp_path / "run", tmp_path / name) is (name == "best")
+
+
 def test_a_class_without_training_videos_is_noticed(samples: list[Sample], tmp_path: Path, cache: Path) -> None:
     wrong = [replace(sample, split="test") if sample.label == "jump" else sample for sample in samples]
     with pytest.raises(UsageError, match="a class has no training samples"):
