@@ -62,16 +62,18 @@ class Optimisation:
         for name, value, low, high in (
             ("epochs", self.epochs, 1, 100_000),
             ("batch", self.batch, 1, 65_536),
+            ("momentum", self.momentum, 0, 0.9999),
             ("label_smoothing", self.label_smoothing, 0, 0.99),
             ("warmup_epochs", self.warmup_epochs, 0, self.epochs),
             ("step_epochs", self.step_epochs, 1, 100_000),
             ("step_factor", self.step_factor, 0, 1),
+            ("patience", self.patience, 0, 100_000),
         ):
             if not low <= value <= high:
                 raise ValueError(f"optimisation.{name} is {value}; allowed are {low} to {high}")
-        for name, value in (("learning_rate", self.learning_rate), ("weight_decay", self.weight_decay)):
-            if not 0 <= value < math.inf:
-                raise ValueError(f"optimisation.{name} is {value}; allowed are 0 and more")
+        for name in ("learning_rate", "encoder_rate", "weight_decay", "clip_gradient"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"optimisation.{name} is {getattr(self, name)}; allowed are 0 and more")
 
     @property
     def trainer_precision(self) -> Literal["32-true", "16-mixed", "bf16-mixed"]:
