@@ -137,6 +137,9 @@ def fit(
     trainer = _trainer(manifest, recipe, run, report, launch)
     if not trainer.is_global_zero:
         report = SILENT
+    how = recipe.optimisation
+    if how.patience and not manifest.only("val").samples:  # folds have none
+        report.say(f"--patience {how.patience}: there is no val split to watch, so all {how.epochs} epochs are trained")
     lightning.seed_everything(recipe.seed, workers=True, verbose=False)
     run.mkdir(parents=True, exist_ok=True)
     if trainer.is_global_zero:

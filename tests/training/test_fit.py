@@ -311,6 +311,13 @@ def test_the_bundle_holds_weights_and_metrics_of_the_best_epoch(
         assert same(tmp_path / "run", tmp_path / name) is (name == "best")
 
 
+def test_patience_without_a_val_split_is_told(samples: list[Sample], tmp_path: Path, cache: Path) -> None:
+    told: list[str] = []
+    patient = small(optimisation=replace(small().optimisation, epochs=2, patience=1))
+    fit(samples, patient, tmp_path / "run", replace(report(), say=told.append), cache=cache)
+    assert "--patience 1: there is no val split to watch, so all 2 epochs are trained" in told
+
+
 def test_a_class_without_training_videos_is_noticed(samples: list[Sample], tmp_path: Path, cache: Path) -> None:
     wrong = [replace(sample, split="test") if sample.label == "jump" else sample for sample in samples]
     with pytest.raises(UsageError, match="a class has no training samples"):
