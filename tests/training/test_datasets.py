@@ -9,6 +9,8 @@ from harec_deploy.errors import UsageError
 from training.datasets import Manifest, Sample, inspect, read_manifest, scan_folders, write_manifest
 from training.splits import folds, split
 
+LINE_ENDS = "\n\r\x0b\x0c\x1c\x85\u2028"  # to str.splitlines
+
 
 def samples(groups: int = 10, per_group: int = 3, classes: tuple[str, ...] = ("a", "b")) -> list[Sample]:
     return [
@@ -73,9 +75,9 @@ class TestManifest:
     def test_odd_names_survive(self, tmp_path: Path) -> None:
         odd = [
             Sample(tmp_path / name, 'cl"ass,', "g", "train")
-            for name in ("a,b.mp4", '"q".mp4', "\udcff.mp4", "=1.mp4", "#1.mp4")
+            for name in ("a,b.mp4", '"q".mp4', "\udcff.mp4", "=1.mp4", "#1.mp4", *(f"a{c}b.mp4" for c in LINE_ENDS))
         ]
-        write_manifest(tmp_path / "m.csv", odd, "c")
+        write_manifest(tmp_path / "m.csv", odd, f"prepare 'a{LINE_ENDS}b'")
         assert list(read_manifest(tmp_path / "m.csv").samples) == odd
 
     @pytest.mark.parametrize(

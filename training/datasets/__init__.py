@@ -161,16 +161,20 @@ def write_manifest(
 ) -> None:
     """Write a manifest with ``command`` in its first line, and what was left out in those behind it."""
     text = io.StringIO(newline="")
-    text.write(f"# {command}\n")
+    text.write(f"# {printable(command)}\n")
     for video, error in (left_out or {}).items():
         text.write(f"# left out: {printable(os.path.relpath(video, path.parent))}: {error.kind}: {error}\n")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for sample in samples:
-        measured = (sample.frames, sample.fps, sample.duration_s, sample.codec, sample.width, sample.height)
-        writer.writerow(
-            [os.path.relpath(sample.path, path.parent), sample.label, sample.split, sample.group, *measured]
+    rows = [
+        (
+            *(os.path.relpath(sample.path, path.parent), sample.label, sample.split, sample.group),
+            *(sample.frames, sample.fps, sample.duration_s, sample.codec, sample.width, sample.height),
         )
+        for sample in samples
+    ]
+    # Before Python 3.13 the module does not quote a field for its carriage return alone, and then cannot read it.
+    returns = any("\r" in str(field) for row in rows for field in row)
+    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL)
+    writer.writerows([COLUMNS, *rows])
     with atomic_write(path) as stream:
         stream.write(os.fsencode(text.getvalue()))
 
@@ -182,20 +186,21 @@ def read_manifest(path: Path) -> Manifest:
         UsageError: the file is missing or is none.
     """
     try:
-        lines = os.fsdecode(path.read_bytes()).splitlines()
+        text = io.StringIO(os.fsdecode(path.read_bytes()), newline="")
     except OSError as error:
         raise UsageError(
             f"{path}: cannot be read ({error.strerror}); make it with python -m training prepare"
         ) from None
-    rows = csv.DictReader(dropwhile(lambda line: line.startswith("#"), lines))
-    if tuple(rows.fieldnames or ()) != COLUMNS:
-        raise UsageError(
-            f"{path}: columns {rows.fieldnames}; expected {', '.join(COLUMNS)}: make it with python -m training prepare"
-        )
+    rows = csv.DictReader(dropwhile(lambda line: line.startswith("#"), text))
     folder = path.absolute().parent
     try:
+        if tuple(columns := rows.fieldnames or ()) != COLUMNS:
+            raise UsageError(
+                f"{path}: columns {', '.join(columns)}; expected {', '.join(COLUMNS)}: make it with python -m training "
+                "prepare"
+            )
         samples = tuple(_sample(folder, row) for row in rows)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, csv.Error) as error:
         raise UsageError(f"{path}: a row is damaged ({error}); make it again with python -m training prepare") from None
     if not samples:
         raise UsageError(f"{path}: no samples")
