@@ -1,12 +1,15 @@
 """Manifests and splits: nothing lost, and no group on two sides."""
 
+import errno
+import os
+import shutil
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from harec_deploy.errors import UsageError
-from training.datasets import Manifest, Sample, inspect, read_manifest, scan_folders, write_manifest
+from training.datasets import Manifest, Sample, inspect, read_manifest, scan_folders, walk, write_manifest
 from training.splits import folds, split
 
 LINE_ENDS = "\n\r\x0b\x0c\x1c\x85\u2028"  # to str.splitlines
@@ -49,6 +52,41 @@ class TestScan:
         with pytest.raises(UsageError, match="no such folder; expected a folder for each class"):
             scan_folders(tmp_path / "gone")
         with pytest.raises(UsageError, match="0 videos in 0 folders; expected at least 2 folders with videos"):
+            scan_folders(tmp_path)
+
+    def test_what_is_passed_over_is_told(self, tmp_path: Path, videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        root = tmp_path / "d"
+        shutil.copytree(videos, root)
+        real = next(videos.rglob("*.mp4"))
+        (root / "stray.mp4").touch()
+        (root / "jump/more").symlink_to(videos / "jump")
+        (root / "jump/linked.mp4").symlink_to(real)
+        (root / "jump/notes.txt").symlink_to(real)
+        os.mkfifo(root / "swim/fifo.mp4")
+        (root / "swim/closed").mkdir()
+        scandir = os.scandir
+
+        def closed(folder: str) -> object:  # as it is for all but root, who may run the tests
+            if Path(folder).name == "closed":
+                raise PermissionError(errno.EACCES, "Permission denied")
+            return scandir(folder)
+
+        monkeypatch.setattr("os.scandir", closed)
+        found, left_out = walk(root)
+        assert len(found) == 6
+        assert {(sample.path.relative_to(root).as_posix(), sample.label): why for sample, why in left_out} == {
+            ("stray.mp4", ""): "it is in no class's folder",
+            ("jump/linked.mp4", "jump"): "it is a link, and links are not followed",
+            ("jump/more", "jump"): "it is a link, and links are not followed",
+            ("swim/fifo.mp4", "swim"): "not_regular: not a regular file (a FIFO, socket, device or broken link)",
+            ("swim/closed", "swim"): "unreadable: Permission denied",
+        }
+
+    def test_a_tree_of_links_is_told(self, tmp_path: Path, videos: Path) -> None:
+        for name in ("a", "b"):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "1.mp4").symlink_to(next(videos.rglob("*.mp4")))
+        with pytest.raises(UsageError, match=r"0 videos in 2 folders; .*; left out: .*a/1\.mp4: it is a link"):
             scan_folders(tmp_path)
 
     def test_unreadable_videos_are_told_with_their_reason(self, tmp_path: Path, videos: Path) -> None:

@@ -1,9 +1,12 @@
 """Public data sets in exactly the layouts that they are published in, of real videos in their real codecs."""
 
+import errno
+import os
 import shutil
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -84,6 +87,29 @@ class TestUCF101:
         with pytest.raises(UsageError, match="does not name the class ApplyEyeMakeup"):
             scan(ucf101, official=1)
 
+    def test_a_video_that_is_on_no_list_is_told(self, ucf101: Path) -> None:
+        lists = ucf101 / "ucfTrainTestlist/testlist01.txt"
+        lists.write_text(lists.read_text().replace("YoYo/v_YoYo_g01_c01.avi\n", ""))
+        found = scan(ucf101, official=1)
+        ((sample, why),) = found.left_out
+        assert (sample.path.name, sample.label) == ("v_YoYo_g01_c01.avi", "YoYo")
+        assert why == "the official split has it on neither side"
+        assert len(found.samples) == 29
+
+    def test_a_folder_that_cannot_be_read(self, ucf101: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (ucf101 / "UCF-101/closed").mkdir()
+        listing = os.listdir, os.scandir
+        for name, function in zip(("listdir", "scandir"), listing, strict=True):
+
+            def closed(folder: str, function: Callable[[str], object] = function) -> object:
+                if Path(folder).name == "closed":
+                    raise PermissionError(errno.EACCES, "Permission denied")
+                return function(folder)
+
+            monkeypatch.setattr(f"os.{name}", closed)
+        ((sample, why),) = scan(ucf101, "ucf50").left_out
+        assert (sample.path.name, why) == ("closed", "unreadable: Permission denied")
+
     def test_lists_of_other_videos(self, ucf101: Path) -> None:
         for path in (ucf101 / "ucfTrainTestlist").glob("t*list01.txt"):
             path.write_text("Elsewhere/v_Elsewhere_g01_c01.avi 1\n")
@@ -144,7 +170,9 @@ def test_hmdb51(hmdb51: Path) -> None:
         (label, side): count for label in ("brush_hair", "wave") for side, count in (("test", 2), ("train", 1))
     }
     assert {s.group for s in found.samples if s.split == "test"} == {"April_09"}
+    assert [why for _, why in found.left_out] == ["the official split has it on neither side"] * 2
     assert len(scan(hmdb51).samples) == 8
+    assert scan(hmdb51).left_out == []
     with pytest.raises(UsageError, match=r"brush_hair_test_split2\.txt cannot be read"):
         scan(hmdb51, official=2)
 
@@ -156,6 +184,7 @@ def test_kinetics(tmp_path: Path, one: dict[str, Path]) -> None:
     (tmp_path / "validate.csv").write_text(header + 'abseiling,ghi,5,15,validate,0\n"zumba",jkl,7.0,17.0,validate,0\n')
     put(one, tmp_path / "train/abseiling/-abc_000010_000020.mp4", tmp_path / "train/zumba/def__000000_000010.mp4")
     put(one, tmp_path / "val/abseiling/ghi.mp4", tmp_path / "val/zumba/jkl_000007_000017.mp4")
+    put(one, tmp_path / "val/zumba/extra.mp4")
     found = scan(tmp_path)
     assert found.layout == "kinetics"
     assert {(s.label, s.group, s.split) for s in found.samples} == {
@@ -163,6 +192,10 @@ def test_kinetics(tmp_path: Path, one: dict[str, Path]) -> None:
         ("zumba", "def_", "train"),
         ("abseiling", "ghi", "val"),
         ("zumba", "jkl", "val"),
+    }
+    assert {(s.path.relative_to(tmp_path).as_posix(), s.label): why for s, why in found.left_out} == {
+        ("gone_000000_000010.mp4", "zumba"): "train.csv names it, and no such video is here",
+        ("val/zumba/extra.mp4", ""): "no CSV file names it",
     }
     (tmp_path / "train.csv").write_text(header + "abseiling,-abc,ten,20,train,0\n")
     with pytest.raises(UsageError, match="-abc: time_start and time_end are 'ten' and '20'"):
@@ -264,6 +297,20 @@ class TestPrepare:
         manifest = read_manifest(ucf101 / "manifest.csv")
         assert {(s.frames, s.fps, s.duration_s, s.codec) for s in manifest.samples} == {(20, 25.0, 0.8, "mpeg4")}
         assert {s.split for s in manifest.samples} == {"train", "val", "test"}
+
+    def test_what_is_left_out_is_told_and_listed(self, tmp_path: Path, one: dict[str, Path]) -> None:
+        put(one, *(tmp_path / f"{label}/{n}.mp4" for label in ("jump", "run", "walk") for n in range(4)))
+        for label in ("jump", "walk"):
+            for n in range(15):
+                (tmp_path / label / f"link{n:02d}.mp4").symlink_to(tmp_path / "run/0.mp4")
+        done = self.prepare(str(tmp_path), "--split-by", "random", "--test", "0.3")
+        assert done.stderr.count("it is a link, and links are not followed") == 20
+        assert f"left out: 10 more; all are listed in {tmp_path}/manifest.csv" in done.stderr
+        text = (tmp_path / "manifest.csv").read_text()
+        assert text.count("# left out: ") == 30
+        assert "# left out: walk/link14.mp4: it is a link, and links are not followed\n" in text
+        done = self.prepare(str(tmp_path), "--split-by", "random", "--test", "0.3", "--classes", "run,jump")
+        assert (tmp_path / "manifest.csv").read_text().count("# left out: ") == 15
 
     def test_check_finds_what_a_first_look_does_not(self, tmp_path: Path, one: dict[str, Path]) -> None:
         put(one, *(tmp_path / f"d/{label}/{n}.mp4" for label in ("jump", "run") for n in range(6)))

@@ -14,6 +14,8 @@ from training.cli import options
 if TYPE_CHECKING:
     from training.datasets.layouts import DataSettings
 
+SAID = 20  # videos left out that are told one by one; the manifest lists all
+
 
 def synthesize(
     out: Annotated[Path, typer.Argument(help="Folder to write the videos to, a folder a class.")],
@@ -78,10 +80,15 @@ def write_prepared(
     chosen = subset(found.samples, how.classes, how.per_class, seed)
     with console.counted("decoding" if check else "looking") as step:
         readable, problems = inspect(chosen, whole=check, progress=step)
-    for path, error in problems.items():
-        console.say(f"left out: {path}: {error.kind}: {error}")
+    left_out = {path: f"{error.kind}: {error}" for path, error in problems.items()}
+    labels = {sample.label for sample in chosen}
+    left_out |= {one.path: why for one, why in found.left_out if one.label in labels or not how.classes}
+    for path, why in list(left_out.items())[:SAID]:
+        console.say(f"left out: {path}: {why}")
+    if len(left_out) > SAID:
+        console.say(f"left out: {len(left_out) - SAID} more; all are listed in {manifest}")
     samples, told = split(readable, (how.val, how.test), seed, how.split_by)
-    write_manifest(manifest, samples, f"python -m training {shlex.join(sys.argv[1:])}", problems)
+    write_manifest(manifest, samples, f"python -m training {shlex.join(sys.argv[1:])}", left_out)
     names = len({sample.label for sample in samples})
     console.say(f"{found.layout}: {len(samples)} videos of {names} classes; {told}")
 

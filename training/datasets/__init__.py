@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import dropwhile
+from itertools import chain, dropwhile
 from pathlib import Path
 
 import numpy as np
 
 from harec_deploy.cli.console import printable
 from harec_deploy.decode import Decoder, Size, choose
-from harec_deploy.discover import discover
+from harec_deploy.discover import SUFFIXES, discover
 from harec_deploy.errors import UsageError, VideoError
 from harec_deploy.files import atomic_write
 from harec_deploy.label.workers import default_workers
@@ -71,26 +71,51 @@ class Manifest:
         return [places[sample.label] for sample in self.samples]
 
 
+LeftOut = list[tuple[Sample, str]]  # what was found, or is named in a list, and is not taken; and why
+
+
 def scan_folders(root: Path, group_regex: str = "") -> list[Sample]:
     """Find the videos of a class-per-folder tree, ``root/<class>/**/<video>``, and their groups by file name.
 
     Raises:
         UsageError: no such tree; a regex that is damaged or fits some file names only.
     """
+    return grouped(walk(root)[0], group_regex)
+
+
+def walk(root: Path) -> tuple[list[Sample], LeftOut]:
+    """Find the videos of a class-per-folder tree, without groups, and what is passed over in it. Raises UsageError."""
     if not root.is_dir():
         raise UsageError(f"{root}: no such folder; expected a folder for each class with its videos inside")
     folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    found = [
-        Sample(Path(os.path.abspath(video.path)), folder.name)  # noqa: PTH100 - resolve would follow links
-        for folder in folders
-        for video in discover([str(folder)]).videos
-        if video.error is None
-    ]
+    found: list[Sample] = []
+    left_out = [(Sample(path, ""), "it is in no class's folder") for path in sorted(root.iterdir()) if is_video(path)]
+    for folder in folders:
+        left_out += [(Sample(link, folder.name), "it is a link, and links are not followed") for link in _links(folder)]
+        for video in discover([str(folder)]).videos:
+            sample = Sample(Path(os.path.abspath(video.path)), folder.name)  # noqa: PTH100 - resolve would follow links
+            if video.error is None:
+                found.append(sample)
+            else:
+                left_out.append((sample, f"{video.error.kind}: {video.error}"))
     if len({sample.label for sample in found}) < 2:
+        passed_over = f"; left out: {left_out[0][0].path}: {left_out[0][1]}" if left_out else ""
         raise UsageError(
             f"{root}: {len(found)} videos in {len(folders)} folders; expected at least 2 folders with videos"
+            + passed_over
         )
-    return grouped(found, group_regex)
+    return found, left_out
+
+
+def is_video(path: Path) -> bool:
+    """Whether a file, or what a link leads to, is named like a video."""
+    return path.suffix.lower() in SUFFIXES and path.is_file()
+
+
+def _links(folder: Path) -> list[Path]:
+    """Return the links in a folder, and in those in it, that lead to videos or folders."""
+    entries = sorted(Path(place, name) for place, *names in os.walk(folder) for name in chain(*names))
+    return [path for path in entries if path.is_symlink() and (path.is_dir() or path.suffix.lower() in SUFFIXES)]
 
 
 def inspect(
@@ -157,13 +182,13 @@ def grouped(samples: list[Sample], group_regex: str) -> list[Sample]:
 
 
 def write_manifest(
-    path: Path, samples: Iterable[Sample], command: str, left_out: Mapping[Path, VideoError] | None = None
+    path: Path, samples: Iterable[Sample], command: str, left_out: Mapping[Path, str] | None = None
 ) -> None:
-    """Write a manifest with ``command`` in its first line, and what was left out in those behind it."""
+    """Write a manifest with ``command`` in its first line, and what was left out, and why, in those behind it."""
     text = io.StringIO(newline="")
     text.write(f"# {printable(command)}\n")
-    for video, error in (left_out or {}).items():
-        text.write(f"# left out: {printable(os.path.relpath(video, path.parent))}: {error.kind}: {error}\n")
+    for video, reason in (left_out or {}).items():
+        text.write(f"# left out: {printable(f'{os.path.relpath(video, path.parent)}: {reason}')}\n")
     rows = [
         (
             *(os.path.relpath(sample.path, path.parent), sample.label, sample.split, sample.group),

@@ -19,9 +19,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from harec_deploy.discover import SUFFIXES
 from harec_deploy.errors import UsageError
-from training.datasets import Sample, grouped, scan_folders
+from training.datasets import LeftOut, Sample, grouped, is_video, walk
 
 UCF11_GROUP = re.compile(r"v_.+_(\d+)")
 KINETICS_COLUMNS = {"label", "youtube_id", "time_start", "time_end", "split"}
@@ -31,13 +30,14 @@ _KINETICS_SPLITS = {"train": "train", "val": "val", "validate": "val", "validati
 class Layout(NamedTuple):
     """A layout: its name, what it needs to be one in words, what finds that, and what reads it.
 
-    find: root -> the place of what tells it apart, or None. read: (root, that place, official split) -> samples.
+    find: root -> the place of what tells it apart, or None. read: (root, that place, official split) -> samples, and
+        what is passed over.
     """
 
     name: str
     expected: str
     find: Callable[[Path], Path | None]
-    read: Callable[[Path, Path, int | None], list[Sample]]
+    read: Callable[[Path, Path, int | None], tuple[list[Sample], LeftOut]]
     official: int = 0
 
 
@@ -55,10 +55,14 @@ class DataSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A data set on disk: its layout, and its samples, with their split where an official list was asked for."""
+    """A data set on disk: its layout, and its samples, with their split where an official list was asked for.
+
+    left_out: what is there, or in a list, and not among the samples; the label is "" where it is unknown.
+    """
 
     layout: str
     samples: list[Sample]
+    left_out: LeftOut
 
 
 def scan(root: Path, layout: str = "auto", *, official: int | None = None, group_regex: str = "") -> Found:
@@ -79,10 +83,10 @@ def scan(root: Path, layout: str = "auto", *, official: int | None = None, group
         if official is not None and not 1 <= official <= each.official:
             have = f"splits 1 to {each.official}" if each.official else "no official splits"
             raise UsageError(f"--official {official}: {root} is a {each.name} data set, which has {have}")
-        samples = each.read(root, place, official)
+        samples, left_out = each.read(root, place, official)
         if group_regex:
             samples = grouped(samples, group_regex)
-        return Found(each.name, samples)
+        return Found(each.name, samples, left_out)
     raise UsageError(f"{root}: expected {' or '.join(each.expected for each in tried)}; there is {_there(root)}")
 
 
@@ -93,15 +97,19 @@ def _there(root: Path) -> str:
     return (", ".join(names[:5]) + more) or "nothing"
 
 
-def _is_video(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and path.is_file()
+def _entries(folder: Path) -> list[Path]:
+    """Return what is in a folder, sorted; nothing of one that cannot be read, which ``walk`` tells of."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []
 
 
 def _class_root(root: Path) -> Path:
     """Return the folder that holds the class folders: ``root``, or the one folder in it that does."""
-    for place in (root, *sorted(path for path in root.iterdir() if path.is_dir())):
-        folders = [path for path in place.iterdir() if path.is_dir()]
-        if sum(any(map(_is_video, folder.iterdir())) for folder in folders) >= 2:
+    for place in (root, *(path for path in _entries(root) if path.is_dir())):
+        folders = [path for path in _entries(place) if path.is_dir()]
+        if sum(any(map(is_video, _entries(folder))) for folder in folders) >= 2:
             return place
     return root
 
@@ -110,28 +118,30 @@ def _find_ucf101(root: Path) -> Path | None:
     return next((path.parent for path in sorted(root.rglob("classInd.txt"))), None)
 
 
-def _read_ucf101(root: Path, lists: Path, official: int | None) -> list[Sample]:
-    samples = _read_folders(root, root, None)
+def _read_ucf101(root: Path, lists: Path, official: int | None) -> tuple[list[Sample], LeftOut]:
+    samples, left_out = _read_folders(root, root, None)
     named = [line.split()[-1] for line in _lines(lists / "classInd.txt")]
     if strange := sorted({sample.label for sample in samples} - set(named)):
         raise UsageError(f"{lists / 'classInd.txt'} does not name the class {strange[0]}, which has a folder")
     if official is None:
-        return samples
+        return samples, left_out
     sides = {}
     for side in ("test", "train"):
         for line in _lines(lists / f"{side}list{official:02d}.txt"):
             sides[line.split()[0]] = side
-    return _sided(samples, {sample.path: sides.get(f"{sample.label}/{sample.path.name}", "") for sample in samples})
+    places = {sample.path: sides.get(f"{sample.label}/{sample.path.name}", "") for sample in samples}
+    return _sided(samples, places, left_out)
 
 
 def _find_ucf50(root: Path) -> Path | None:
     place = _class_root(root)
-    first = next((path for path in sorted(place.glob("*/*")) if _is_video(path)), None)
+    first = next((path for path in sorted(place.glob("*/*")) if is_video(path)), None)
     return place if first and re.fullmatch(r"v_.+_g\d+_c\d+\.\w+", first.name) else None
 
 
-def _read_folders(root: Path, _: Path, __: int | None) -> list[Sample]:
-    return scan_folders(_class_root(root))
+def _read_folders(root: Path, _: Path, __: int | None) -> tuple[list[Sample], LeftOut]:
+    samples, left_out = walk(_class_root(root))
+    return grouped(samples, ""), left_out
 
 
 def _find_ucf11(root: Path) -> Path | None:
@@ -141,30 +151,33 @@ def _find_ucf11(root: Path) -> Path | None:
     return None
 
 
-def _read_ucf11(_: Path, place: Path, __: int | None) -> list[Sample]:
+def _read_ucf11(_: Path, place: Path, __: int | None) -> tuple[list[Sample], LeftOut]:
     samples = []
-    for sample in scan_folders(place):
+    found, left_out = walk(place)
+    for sample in found:
         group = UCF11_GROUP.fullmatch(sample.path.parent.name)
         if group is None:
             raise UsageError(f"{sample.path}: expected it in a folder such as v_{sample.label}_01")
         samples.append(replace(sample, group=group[1]))
-    return samples
+    return samples, left_out
 
 
 def _find_hmdb51(root: Path) -> Path | None:
     return next((path.parent for path in sorted(root.rglob("*_test_split1.txt"))), None)
 
 
-def _read_hmdb51(root: Path, lists: Path, official: int | None) -> list[Sample]:
-    samples = [replace(s, group=_hmdb_source(s)) for s in _read_folders(root, root, None)]
+def _read_hmdb51(root: Path, lists: Path, official: int | None) -> tuple[list[Sample], LeftOut]:
+    found, left_out = _read_folders(root, root, None)
+    samples = [replace(sample, group=_hmdb_source(sample)) for sample in found]
     if official is None:
-        return samples
+        return samples, left_out
     sides = {}
     for label in sorted({sample.label for sample in samples}):
         for line in _lines(lists / f"{label}_test_split{official}.txt"):
             name, number = line.rsplit(maxsplit=1)
             sides[label, name] = {"1": "train", "2": "test"}.get(number, "")
-    return _sided(samples, {sample.path: sides.get((sample.label, sample.path.name), "") for sample in samples})
+    places = {sample.path: sides.get((sample.label, sample.path.name), "") for sample in samples}
+    return _sided(samples, places, left_out)
 
 
 def _hmdb_source(sample: Sample) -> str:
@@ -185,39 +198,47 @@ def _kinetics_lists(root: Path) -> list[Path]:
     return found
 
 
-def _read_kinetics(root: Path, _: Path, __: int | None) -> list[Sample]:
-    files = {path.stem: path for path in root.rglob("*") if _is_video(path)}
-    samples = []
+def _read_kinetics(root: Path, _: Path, __: int | None) -> tuple[list[Sample], LeftOut]:
+    videos = [path.absolute() for path in sorted(root.rglob("*")) if is_video(path)]
+    files = {path.stem: path for path in videos}
+    samples, left_out = [], []
     for table in _kinetics_lists(root):
         with table.open(encoding="utf-8", newline="") as stream:
             for row in csv.DictReader(stream):
-                if (path := _kinetics_file(files, row)) is not None:
-                    side = _KINETICS_SPLITS.get(row["split"].strip().lower(), "")
-                    samples.append(Sample(path.absolute(), row["label"], row["youtube_id"], side))
+                name = _kinetics_name(row)
+                side = _KINETICS_SPLITS.get(row["split"].strip().lower(), "")
+                if path := files.get(name) or files.get(row["youtube_id"]):
+                    samples.append(Sample(path, row["label"], row["youtube_id"], side))
+                else:
+                    missing = Sample(root.absolute() / f"{name}.mp4", row["label"], row["youtube_id"], side)
+                    left_out.append((missing, f"{table.name} names it, and no such video is here"))
     if len({sample.label for sample in samples}) < 2:
         raise UsageError(
-            f"{root}: {len(samples)} of the {len(files)} videos are in its CSV files; expected names such as "
+            f"{root}: {len(samples)} of the {len(videos)} videos are in its CSV files; expected names such as "
             "<youtube_id>_000010_000020.mp4 of at least 2 classes"
         )
-    return samples
+    named = {sample.path for sample in samples}
+    left_out += [(Sample(path, ""), "no CSV file names it") for path in videos if path not in named]
+    return samples, left_out
 
 
-def _kinetics_file(files: dict[str, Path], row: dict[str, str]) -> Path | None:
-    """Return a row's video, by the name that the usual downloaders give it."""
+def _kinetics_name(row: dict[str, str]) -> str:
+    """Return the name, without a suffix, that the usual downloaders give to a row's video."""
     name = row["youtube_id"]
     try:
         start, end = float(row["time_start"] or 0), float(row["time_end"] or 0)
     except ValueError:
         raise UsageError(f"{name}: time_start and time_end are {row['time_start']!r} and {row['time_end']!r}") from None
-    return files.get(f"{name}_{start:06.0f}_{end:06.0f}") or files.get(name)
+    return f"{name}_{start:06.0f}_{end:06.0f}"
 
 
-def _sided(samples: Sequence[Sample], sides: dict[Path, str]) -> list[Sample]:
-    """Return the samples that an official list puts on a side."""
+def _sided(samples: Sequence[Sample], sides: dict[Path, str], left_out: LeftOut) -> tuple[list[Sample], LeftOut]:
+    """Return the samples that an official list puts on a side, and after what was left out before the others."""
     done = [replace(sample, split=sides[sample.path]) for sample in samples if sides[sample.path]]
     if {sample.split for sample in done} != {"train", "test"}:
         raise UsageError(f"the official lists name {len(done)} of the {len(samples)} videos that are here")
-    return done
+    others = [(sample, "the official split has it on neither side") for sample in samples if not sides[sample.path]]
+    return done, left_out + others
 
 
 def _lines(path: Path) -> Iterable[str]:
