@@ -121,8 +121,10 @@ def test_ucf50(tmp_path: Path, one: dict[str, Path]) -> None:
     ucf(one, tmp_path / "UCF50", ["BaseballPitch", "Biking"], groups=3)
     found = scan(tmp_path)
     assert (found.layout, len(found.samples)) == ("ucf50", 12)
+    assert found.told == "layout ucf50, recognised by what is there (UCF-50: <Class>/v_<Class>_g01_c01.avi)"
+    assert scan(tmp_path, "ucf50").told == ""
     assert Counter(sample.group for sample in found.samples) == {"01": 4, "02": 4, "03": 4}
-    with pytest.raises(UsageError, match="is a ucf50 data set, which has no official splits"):
+    with pytest.raises(UsageError, match="is a ucf50 data set, which has no official splits; expected UCF-101 with"):
         scan(tmp_path, official=1)
 
 
@@ -292,6 +294,10 @@ class TestPrepare:
         done = self.prepare(str(ucf101), "--official", "1", "--per-class", "14", "--val", "0.2")
         assert done.returncode == 0, done.stderr
         assert "ucf101: 2" in done.stderr
+        assert (
+            "layout ucf101, recognised by what is there (UCF-101 with ucfTrainTestlist/classInd.txt); --l"
+            in done.stderr
+        )
         text = (ucf101 / "manifest.csv").read_text().splitlines()
         assert text[0] == f"# python -m training prepare {ucf101} --official 1 --per-class 14 --val 0.2"
         manifest = read_manifest(ucf101 / "manifest.csv")

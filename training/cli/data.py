@@ -77,6 +77,8 @@ def write_prepared(
     from training.splits import split, subset
 
     found = scan(videos, how.layout, official=how.official, group_regex=group_regex)
+    if found.told:
+        console.say(f"{found.told}; --layout names another")
     chosen = subset(found.samples, how.classes, how.per_class, seed)
     with console.counted("decoding" if check else "looking") as step:
         readable, problems = inspect(chosen, whole=check, progress=step)

@@ -57,12 +57,14 @@ class DataSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 class Found:
     """A data set on disk: its layout, and its samples, with their split where an official list was asked for.
 
+    told: how the layout was told, in one line; "" where it was named.
     left_out: what is there, or in a list, and not among the samples; the label is "" where it is unknown.
     """
 
     layout: str
     samples: list[Sample]
     left_out: LeftOut
+    told: str
 
 
 def scan(root: Path, layout: str = "auto", *, official: int | None = None, group_regex: str = "") -> Found:
@@ -80,14 +82,20 @@ def scan(root: Path, layout: str = "auto", *, official: int | None = None, group
         place = each.find(root)
         if place is None:
             continue
+        told = f"layout {each.name}, recognised by what is there ({each.expected})" if layout == "auto" else ""
         if official is not None and not 1 <= official <= each.official:
             have = f"splits 1 to {each.official}" if each.official else "no official splits"
-            raise UsageError(f"--official {official}: {root} is a {each.name} data set, which has {have}")
+            lacking = "" if each.official else f"; {_official_layouts()}"
+            raise UsageError(f"--official {official}: {root} is a {each.name} data set, which has {have}{lacking}")
         samples, left_out = each.read(root, place, official)
         if group_regex:
             samples = grouped(samples, group_regex)
-        return Found(each.name, samples, left_out)
+        return Found(each.name, samples, left_out, told)
     raise UsageError(f"{root}: expected {' or '.join(each.expected for each in tried)}; there is {_there(root)}")
+
+
+def _official_layouts() -> str:
+    return f"expected {' or '.join(layout.expected for layout in LAYOUTS.values() if layout.official)}"
 
 
 def _there(root: Path) -> str:
