@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,7 +19,7 @@ from tests.training.test_fit import report, same, small
 from training import recipes
 from training.augment import Augmentation
 from training.datasets import Sample, scan_folders
-from training.features import DecodedFrames, Grid
+from training.features import DecodedFrames, Grid, StoredFrames
 from training.fit import fit
 from training.module import Clips
 from training.settings import recipe_for
@@ -110,6 +111,19 @@ def test_only_training_clips_are_changed(videos: Path) -> None:
     )
     assert torch.equal(shown, plain)
     assert not torch.equal(trained, plain)
+
+
+def test_all_frames_of_a_clip_are_mirrored_or_none() -> None:
+    grid = Grid(ClipSampling(frames=5), Size(width=8, height=8))
+    ramp = np.arange(8, dtype=np.uint8)[:, None]
+    source = StoredFrames(np.broadcast_to(ramp, (1, grid.places, 8, 8, 3)))
+    clips = Clips(source, [0] * 200, [0] * 200, grid, augment=True, flip=True)
+    firsts = [set(clips[item][0][:, :, 0].flatten().tolist()) for item in range(200)]
+    assert all(first in ({0}, {7}) for first in firsts)
+    assert 70 < firsts.count({7}) < 130
+    assert not any(
+        torch.any(clip[:, :, 0]) for clip, _ in Clips(source, [0] * 99, [0] * 99, grid, augment=True, flip=False)
+    )
 
 
 # Python 3.12 warns of what torch's loaders have always done; the warning would end their worker.

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parameters_to_vector
+from torch.utils.data import DataLoader
 
 from harec_deploy.errors import HarecError, UsageError
 from tests.training.test_fit import report, small
@@ -16,6 +19,7 @@ from training.datasets import Sample, scan_folders
 from training.fit import fit
 from training.module import WARMUP_START, Module, Optimisation, class_weights, read_metrics
 from training.splits import split
+from training.trainer import ALONE, new_trainer, train
 
 EPOCHS, STEPS_PER_EPOCH = 12, 5
 
@@ -95,6 +99,39 @@ def test_the_encoder_has_a_rate_of_its_own() -> None:
         assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([1.0, 0.1])
         if name == "sgd":
             assert optimizer.param_groups[0]["momentum"] == 0.7
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_label_smoothing_is_in_the_loss_that_is_trained(smoothing: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = Module(nn.Identity(), Optimisation(label_smoothing=smoothing), steps=1)
+    monkeypatch.setattr(module, "log", lambda *_, **__: None)
+    monkeypatch.setattr(module, "_trainer", SimpleNamespace(strategy=SimpleNamespace(reduce=lambda loss, **_: loss)))
+    logits = torch.tensor([[2.0, 0.0, -1.0]])
+    wanted = torch.tensor([1.0, 0, 0]) * (1 - smoothing) + smoothing / 3
+    expected = -(wanted * logits.log_softmax(1)).sum()
+    assert float(module.training_step((logits, torch.tensor([0])), 0)) == pytest.approx(float(expected))
+
+
+@pytest.mark.parametrize("longest", [0.0, 0.01])
+def test_a_gradient_is_shortened_to_what_is_allowed(longest: float, tmp_path: Path) -> None:
+    how = Optimisation(
+        epochs=1,
+        batch=4,
+        optimizer="sgd",
+        momentum=0.0,
+        learning_rate=1.0,
+        weight_decay=0.0,
+        schedule="none",
+        clip_gradient=longest,
+    )
+    torch.manual_seed(0)
+    net = nn.Linear(2, 2)
+    before = parameters_to_vector(net.parameters()).detach().clone()
+    clips = DataLoader(list(zip(10 * torch.randn(4, 2), [0, 1, 0, 1], strict=True)), batch_size=4)
+    trainer = new_trainer(how, ALONE, tmp_path, lambda epoch, facts: None, val=False, exact=True)
+    train(trainer, Module(net, how, steps=1), clips, None, None)
+    step = float((parameters_to_vector(net.parameters()).detach().cpu() - before).norm())
+    assert step == pytest.approx(longest, rel=1e-3) if longest else step > 0.1
 
 
 def test_class_weights_make_classes_equal() -> None:
