@@ -68,9 +68,10 @@ def read(name: str, changes: dict[str, Any] | None = None, *, smoke: bool = Fals
         ) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"recipe {path}: {error}") from None
-    if smoke:
-        written = _merged(written, written.get("smoke", {}))
     try:
+        msgspec.convert(written, RecipeFile)  # a value where a table belongs can't be merged
+        if smoke:
+            written = _merged(written, written.get("smoke", {}))
         return msgspec.convert(_merged(written, changes or {}), RecipeFile)
     except msgspec.ValidationError as error:
         raise UsageError(f"recipe {path}: {error}" if name else str(error)) from None
@@ -111,8 +112,8 @@ def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """Return ``base`` with ``changes`` that are not None; tables are merged, not replaced."""
     merged = dict(base)
     for name, value in changes.items():
-        if isinstance(value, dict):
-            merged[name] = _merged(merged.get(name) or {}, value)
+        if isinstance(value, dict) and isinstance(merged.get(name, {}), dict):
+            merged[name] = _merged(merged.get(name, {}), value)
         elif value is not None:
             merged[name] = value
     return merged

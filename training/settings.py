@@ -68,13 +68,13 @@ def recipe_for(
         raise UsageError(f"unknown architecture {architecture!r}; allowed are {', '.join(ARCHITECTURES)}")
     base = ARCHITECTURES[architecture]
     for name, value in head.items():
-        if value is not None and value != getattr(base.head, name) and name not in base.head_options:
+        if value not in (None, getattr(base.head, name, value)) and name not in base.head_options:
             raise UsageError(f"{architecture} has no {name}: of the head it takes {', '.join(base.head_options)} only")
 
-    def changed(default: T, given: dict[str, Any]) -> T:
+    def changed(table: str, default: T, given: dict[str, Any]) -> T:
         base = msgspec.to_builtins(default)
         if unknown := sorted(given.keys() - base.keys()):
-            raise UsageError(f"unknown field `{unknown[0]}`; allowed are {', '.join(base)}")
+            raise UsageError(f"unknown field `{unknown[0]}` in [{table}]; allowed are {', '.join(base)}")
         wanted = base | {name: value for name, value in given.items() if value is not None}
         try:
             return msgspec.convert(wanted, type(default))
@@ -83,10 +83,10 @@ def recipe_for(
 
     return Recipe(
         architecture=architecture,
-        sampling=changed(base.sampling, sampling),
-        size=changed(base.size, size),
-        head=changed(base.head, head),
-        optimisation=changed(Optimisation(), optimisation),
-        augmentation=changed(UNCHANGED, augmentation or {}),
+        sampling=changed("sampling", base.sampling, sampling),
+        size=changed("size", base.size, size),
+        head=changed("head", base.head, head),
+        optimisation=changed("optimisation", Optimisation(), optimisation),
+        augmentation=changed("augmentation", UNCHANGED, augmentation or {}),
         **rest,
     )

@@ -83,7 +83,11 @@ class TestFiles:
         [
             ("architecture = lrcn", "mine.toml: .*"),
             ("epochs = 5", "mine.toml: Object contains unknown field `epochs`"),
-            ("[optimisation]\nepoch = 5", "unknown field `epoch`"),
+            ("[optimisation]\nepoch = 5", r"unknown field `epoch` in \[optimisation\]; allowed are epochs, "),
+            ("[head]\nfoo = 1", r"unknown field `foo` in \[head\]; allowed are hidden, "),
+            ("head = 256", r"mine.toml: Expected `object`, got `int` - at `\$.head`"),
+            ("smoke = 256", r"mine.toml: Expected `object`, got `int` - at `\$.smoke`"),
+            ("[head]\nhidden = 8\n[smoke.head.hidden]\na = 1", r"Expected `int`, got `object` - at `\$.hidden`"),
             ("[optimisation]\nepochs = 0", "optimisation.epochs is 0; allowed are 1"),
             ('[data]\nsplit = "x"', "unknown field `split`"),
             ("finetune = true\nfinetune_stages = 1", "--finetune trains all stages"),
@@ -92,7 +96,7 @@ class TestFiles:
     def test_what_is_wrong_is_told(self, tmp_path: Path, text: str, message: str) -> None:
         path = self.write(tmp_path, text)
         with pytest.raises(UsageError, match=message):
-            recipes.to_recipe(recipes.read(path))
+            recipes.to_recipe(recipes.read(path, {"head": {"hidden": None}}, smoke=True))
 
     def test_no_such_recipe(self) -> None:
         with pytest.raises(UsageError, match=r"recipe ucf1: cannot be read .*; allowed are ucf101-25-resnet50"):
