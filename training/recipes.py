@@ -101,7 +101,7 @@ def with_random_weights(written: RecipeFile, folder: Path) -> RecipeFile:
     """Return the recipe with random weights in place of a pre-trained encoder's, from a file as those would come."""
     if written.encoder_weights is None:
         return written
-    backbone = hub.NETS[written.architecture]
+    backbone = hub.network(written.architecture)
     torch.manual_seed(written.seed)
     path = folder / f"{backbone}.pth"
     torch.save(torchvision.models.get_model(backbone, weights=None).state_dict(), path)
@@ -120,7 +120,14 @@ def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def smoke_data(layout: str, folder: Path, progress: Progress) -> Path:
-    """Render videos of stick figures in the layout of a public data set, and return its folder."""
+    """Render videos of stick figures in the layout of a public data set, and return its folder.
+
+    Raises:
+        UsageError: a layout that they cannot be put in.
+    """
+    if layout not in _PLACES:
+        allowed = ", ".join(_PLACES)
+        raise UsageError(f"--smoke cannot generate layout {layout}; allowed are {allowed}: name one in [smoke.data]")
     suffix = ".mpg" if layout == "ucf11" else ".avi"
     made = synthesize(
         folder / "rendered", actors=SMOKE_ACTORS, clips_per_action=SMOKE_CLIPS, suffix=suffix, progress=progress

@@ -7,7 +7,7 @@ import msgspec
 
 from harec_deploy.decode import Size
 from harec_deploy.errors import UsageError
-from harec_deploy.models import ARCHITECTURES, CLIPWISE
+from harec_deploy.models import ARCHITECTURES, CLIPWISE, hub
 from harec_deploy.sampling import ClipSampling
 from harec_deploy.spec import HeadSpec
 from training.augment import UNCHANGED, Augmentation
@@ -40,6 +40,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**32:
             raise UsageError(f"--seed {self.seed}: allowed are 0 to {2**32 - 1}")
+        if self.encoder_weights is not None:
+            hub.network(self.architecture)
         if self.finetune_stages and (self.encoder_weights is None or self.freeze_encoder):
             raise UsageError("stages are chosen of a pre-trained encoder that is fine-tuned: give --encoder-weights")
         if self.freeze_encoder and self.architecture not in CLIPWISE and self.augmentation.changes_pixels:

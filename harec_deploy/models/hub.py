@@ -38,6 +38,13 @@ def published(architecture: str) -> dict[str, str]:
     return found
 
 
+def network(architecture: str) -> str:
+    """Return torchvision's network that the encoder is. Raises UsageError for an encoder that nobody pre-trained."""
+    if architecture not in NETS:
+        raise UsageError(f"{architecture} has no pre-trained encoder: leave --encoder-weights out")
+    return NETS[architecture]
+
+
 def download_folder() -> Path:
     """Return where torchvision and PyTorchVideo keep downloads too; TORCH_HOME moves it. It may not exist."""
     return Path(torch.hub.get_dir()) / "checkpoints"
@@ -76,9 +83,8 @@ def local_file(weights: str, architecture: str, say: Callable[[str], None]) -> P
 
 def _address(weights: str, architecture: str) -> str:
     """Return where weights are downloaded from, "" for a path. Raises UsageError for what cannot be checked."""
+    network(architecture)
     known = published(architecture)
-    if not known:
-        raise UsageError(f"{architecture} has no pre-trained encoder: leave --encoder-weights out")
     if weights in known:
         return known[weights]
     if weights in NAMES:

@@ -98,6 +98,21 @@ class TestFiles:
         with pytest.raises(UsageError, match=message):
             recipes.to_recipe(recipes.read(path, {"head": {"hidden": None}}, smoke=True))
 
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("seed = 1", "--smoke cannot generate layout auto; allowed are ucf101, ucf50, ucf11: name one in"),
+            ('data = { layout = "hmdb51" }', "--smoke cannot generate layout hmdb51"),
+            ('architecture = "lrcn"\nencoder_weights = "imagenet"', "lrcn has no pre-trained encoder"),
+            ('data = { layout = "ucf50" }\n[optimisation]\nepochs = 0', "optimisation.epochs is 0"),
+        ],
+    )
+    def test_smoke_tells_what_it_cannot_try_before_it_renders(self, tmp_path: Path, text: str, message: str) -> None:
+        path = self.write(tmp_path, text)
+        with pytest.raises(UsageError, match=message):
+            CliRunner().invoke(app, ["run", path, "--smoke", "-o", str(tmp_path / "r")], catch_exceptions=False)
+        assert not (tmp_path / "r-data").exists()
+
     def test_no_such_recipe(self) -> None:
         with pytest.raises(UsageError, match=r"recipe ucf1: cannot be read .*; allowed are ucf101-25-resnet50"):
             recipes.read("ucf1")

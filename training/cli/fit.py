@@ -148,6 +148,7 @@ def run(
         return
     folder = out or Path("runs") / Path(recipe).stem
     written = recipes.read(recipe, {"encoder_weights": encoder_weights}, smoke=smoke)
+    recipes.to_recipe(written)  # what it does not allow is told before videos are rendered or looked at
     if smoke:
         with console.counted("rendering") as step:
             videos = recipes.smoke_data(written.data.layout, folder.with_name(f"{folder.name}-data"), step)
