@@ -28,6 +28,7 @@ from harec_deploy.sampling import whole
 from harec_deploy.spec import BundleSpec
 from training.datasets import Sample, read_manifest
 from training.metrics import EXAMPLES, FAILED, TOP, Evaluation, Prediction, summed_up
+from training.result import fold_folders
 
 Progress = Callable[[int, int], None]
 Probabilities = tuple[NDArray[np.float32], NDArray[np.float32] | None]
@@ -44,8 +45,7 @@ def run_folders(named: Sequence[Path]) -> list[Path]:
     """
     runs = []
     for folder in named:
-        folds = sorted(folder.glob("fold-*"), key=lambda path: int(path.name.removeprefix("fold-")))
-        for run in folds or [folder]:
+        for run in fold_folders(folder) or [folder]:
             if not (run / "bundle").is_dir():
                 raise UsageError(f"{run}: no finished run; make it with python -m training fit")
             runs.append(run)

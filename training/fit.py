@@ -28,7 +28,7 @@ from training.datasets import Manifest, Sample, read_manifest
 from training.features import DecodedFrames, Source
 from training.loading import Order, loader
 from training.module import Clips, Module, class_weights, read_metrics
-from training.result import write_bundle, write_inputs
+from training.result import fold_folders, write_bundle, write_inputs
 from training.settings import Recipe
 from training.sources import clips_of, described, source_for, weights_file
 from training.splits import folds as make_folds
@@ -100,7 +100,7 @@ def _prepare(out: Path, launch: Launch, *, restart: bool, resume: bool) -> None:
         raise UsageError("--resume goes on with a run and --restart removes it: leave one out")
     if restart and launch.nodes > 1:
         raise UsageError(f"--restart with --nodes: another machine may be at work in {out}; remove it by hand")
-    if resume and not any((run / LAST).exists() for run in (out, *out.glob("fold-*"))):
+    if resume and not any((run / LAST).exists() for run in (out, *fold_folders(out))):
         raise UsageError(f"--resume: {out} holds no checkpoint to go on from; without --resume a run begins there")
     if restart and launch.first and out.exists():
         _remove_run(out)
@@ -108,7 +108,8 @@ def _prepare(out: Path, launch: Launch, *, restart: bool, resume: bool) -> None:
 
 def _remove_run(out: Path) -> None:
     known = {"bundle", CHECKPOINTS, LOGS, "evaluation", "manifest.csv", "test.txt", METRICS_FILE}
-    foreign = [path.name for path in out.iterdir() if path.name not in known and not path.name.startswith("fold-")]
+    known.update(path.name for path in fold_folders(out))
+    foreign = [path.name for path in out.iterdir() if path.name not in known]
     if foreign:
         raise UsageError(
             f"--restart would remove {out}, which holds {foreign[0]} that no run wrote: name another --out"

@@ -1,6 +1,7 @@
 """What a run writes down: its videos when it begins, and when it ends the bundle, with all it was made from."""
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -22,6 +23,12 @@ if TYPE_CHECKING:
     from training.settings import Recipe
 
 PROOF_CLIPS = 100  # held-out clips that export proves the model on, and those that it calibrates on, at most
+
+
+def fold_folders(run: Path) -> list[Path]:
+    """Return the folders of a run's folds, fold-0 first; others with names such as fold-old are none."""
+    found = [path for path in run.glob("fold-*") if re.fullmatch(r"fold-[0-9]+", path.name)]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("fold-")))
 
 
 def write_inputs(run: Path, manifest: Manifest) -> None:

@@ -242,6 +242,7 @@ def test_a_journal_takes_no_options_of_labelling(tmp_path: Path) -> None:
 def test_runs_are_found_with_their_folds(tmp_path: Path) -> None:
     for number in (0, 1, 10, 2):
         (tmp_path / f"run/fold-{number}/bundle").mkdir(parents=True)
+    (tmp_path / "run/fold-old").mkdir()
     assert [run.name for run in run_folders([tmp_path / "run"])] == ["fold-0", "fold-1", "fold-2", "fold-10"]
     with pytest.raises(UsageError, match="no finished run; make it with python -m training fit"):
         run_folders([tmp_path])

@@ -196,10 +196,11 @@ def test_a_finished_run_is_not_overwritten_unless_asked(samples: list[Sample], t
     with pytest.raises(UsageError, match="is finished: evaluate it, use --restart"):
         fit_all(*arguments, folds=0, cache=cache, restart=False)
     fit_all(*arguments, folds=0, cache=cache, restart=True)
-    (tmp_path / "run/thesis.tex").write_text("years of work")
-    with pytest.raises(UsageError, match=r"which holds thesis\.tex that no run wrote"):
-        fit_all(*arguments, folds=0, cache=cache, restart=True)
-    assert (tmp_path / "run/thesis.tex").exists()
+    for name in ("thesis.tex", "fold-old"):
+        (tmp_path / "run" / name).write_text("years of work")
+        with pytest.raises(UsageError, match=f"which holds {name} that no run wrote"):
+            fit_all(*arguments, folds=0, cache=cache, restart=True)
+        (tmp_path / "run" / name).unlink()
 
 
 def test_folds_train_a_model_without_each(samples: list[Sample], tmp_path: Path, cache: Path) -> None:
