@@ -113,6 +113,12 @@ class TestFiles:
             CliRunner().invoke(app, ["run", path, "--smoke", "-o", str(tmp_path / "r")], catch_exceptions=False)
         assert not (tmp_path / "r-data").exists()
 
+    @pytest.mark.parametrize("option", ["--data", "--encoder-weights"])
+    def test_smoke_takes_no_data_or_weights(self, tmp_path: Path, option: str) -> None:
+        command = ["run", "ucf50-lrcn", "--smoke", option, str(tmp_path), "-o", str(tmp_path / "r")]
+        with pytest.raises(UsageError, match="--smoke generates its videos and weights: leave --data and"):
+            CliRunner().invoke(app, command, catch_exceptions=False)
+
     def test_no_such_recipe(self) -> None:
         with pytest.raises(UsageError, match=r"recipe ucf1: cannot be read .*; allowed are ucf101-25-resnet50"):
             recipes.read("ucf1")

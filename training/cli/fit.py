@@ -146,6 +146,8 @@ def run(
         for name in recipes.names():
             console.out.print(f"{name}: {recipes.read(name).about}", markup=False)
         return
+    if smoke and (videos is not None or encoder_weights is not None):
+        raise UsageError("--smoke generates its videos and weights: leave --data and --encoder-weights out")
     folder = out or Path("runs") / Path(recipe).stem
     written = recipes.read(recipe, {"encoder_weights": encoder_weights}, smoke=smoke)
     recipes.to_recipe(written)  # what it does not allow is told before videos are rendered or looked at
