@@ -23,6 +23,7 @@ from training.synthetic import ACTIONS, synthesize
 FOLDER = Path(__file__).parent / "recipes"
 SMOKE_ACTORS, SMOKE_CLIPS = 5, 2
 SMOKE_TESTED = 2  # actors that the official lists of the generated data hold out
+SMOKE_MARK = "made-by-smoke.txt"  # in a folder that --smoke made, and may therefore empty
 Progress = Callable[[int, int], None]
 
 
@@ -123,11 +124,12 @@ def smoke_data(layout: str, folder: Path, progress: Progress) -> Path:
     """Render videos of stick figures in the layout of a public data set, and return its folder.
 
     Raises:
-        UsageError: a layout that they cannot be put in.
+        UsageError: a layout that they cannot be put in, or a folder that was not made here.
     """
     if layout not in _PLACES:
         allowed = ", ".join(_PLACES)
         raise UsageError(f"--smoke cannot generate layout {layout}; allowed are {allowed}: name one in [smoke.data]")
+    _claim(folder)
     suffix = ".mpg" if layout == "ucf11" else ".avi"
     made = synthesize(
         folder / "rendered", actors=SMOKE_ACTORS, clips_per_action=SMOKE_CLIPS, suffix=suffix, progress=progress
@@ -142,6 +144,15 @@ def smoke_data(layout: str, folder: Path, progress: Progress) -> Path:
     if layout == "ucf101":
         _write_ucf_lists(root / "ucfTrainTestlist", made)
     return root
+
+
+def _claim(folder: Path) -> None:
+    """Make and mark the folder of the generated videos. Raises UsageError for one that is there and has no mark."""
+    mark = folder / SMOKE_MARK
+    if folder.exists() and not mark.exists():
+        raise UsageError(f"--smoke would write to {folder}, which it did not make: move it, or name another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    mark.write_text("Videos for python -m training run --smoke, which may write over all that is here.\n")
 
 
 def _ucf11_place(path: Path) -> Path:

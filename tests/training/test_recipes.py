@@ -29,6 +29,7 @@ def test_a_recipe_runs_from_videos_to_an_evaluation(name: str, rendered: dict[st
     recipe = recipes.read(name, smoke=True)
     suffix = ".mpg" if recipe.data.layout == "ucf11" else ".avi"
     shutil.copytree(rendered[suffix], tmp_path / "run-data/rendered")
+    (tmp_path / "run-data" / recipes.SMOKE_MARK).touch()
     ended = CliRunner().invoke(app, ["run", name, "--smoke", "-o", str(tmp_path / "run")], catch_exceptions=False)
     assert ended.exit_code == 0, ended.output
     manifest = read_manifest(tmp_path / "run.csv")
@@ -118,6 +119,12 @@ class TestFiles:
         command = ["run", "ucf50-lrcn", "--smoke", option, str(tmp_path), "-o", str(tmp_path / "r")]
         with pytest.raises(UsageError, match="--smoke generates its videos and weights: leave --data and"):
             CliRunner().invoke(app, command, catch_exceptions=False)
+
+    def test_smoke_keeps_out_of_a_folder_that_it_did_not_make(self, tmp_path: Path) -> None:
+        (tmp_path / "r-data/ucf50/mine").mkdir(parents=True)
+        with pytest.raises(UsageError, match=r"--smoke would write to .*r-data, which it did not make: move it"):
+            CliRunner().invoke(app, ["run", "ucf50-lrcn", "--smoke", "-o", str(tmp_path / "r")], catch_exceptions=False)
+        assert [path.name for path in tmp_path.rglob("*")] == ["r-data", "ucf50", "mine"]
 
     def test_no_such_recipe(self) -> None:
         with pytest.raises(UsageError, match=r"recipe ucf1: cannot be read .*; allowed are ucf101-25-resnet50"):
