@@ -25,7 +25,7 @@ def split(
         already, by an official list, stay there; a missing val is taken from train.
 
     Raises:
-        UsageError: too few groups, or shares that leave nothing for training.
+        UsageError: too few groups, shares that leave nothing for training, or ``by`` where nothing is left to split.
     """
     if by not in ("auto", "group", "random"):
         raise UsageError(f"split by {by!r}: allowed are auto, group and random")
@@ -92,7 +92,12 @@ def _official(samples: Sequence[Sample], shares: tuple[float, float], seed: int,
     """Keep the sides of an official list, and take val from train where the list has none."""
     counts = Counter(sample.split for sample in samples)
     if counts["val"] or not shares[0]:
-        return list(samples), f"official split: {', '.join(f'{name} {counts[name]}' for name in SPLITS)} videos"
+        told = ", ".join(f"{name} {counts[name]}" for name in SPLITS)
+        if by != "auto":
+            raise UsageError(
+                f"--split-by {by}: the official lists leave nothing to split ({told} videos); leave it out"
+            )
+        return list(samples), f"official split: {told} videos"
     train = [replace(sample, split="") for sample in samples if sample.split == "train"]
     divided, told = split(train, (shares[0], 0.0), seed, by)
     places = {sample.path: sample.split for sample in divided}

@@ -259,6 +259,10 @@ class TestSplit:
             split([Sample(Path("/a"), "a"), Sample(Path("/b"), "b")], (0.1, 0.1), 0, "group")
         with pytest.raises(UsageError, match="split by 'scene': allowed are auto, group and random"):
             split(samples(), (0.1, 0.1), 0, "scene")
+        listed = [Sample(Path(f"/{side}"), "a", "g", side) for side in ("train", "val", "test")]
+        with pytest.raises(UsageError, match="--split-by random: the official lists leave nothing to split"):
+            split(listed, (0.1, 0.1), 0, "random")
+        assert split(listed, (0.1, 0.1), 0)[0] == listed
         with pytest.raises(UsageError, match="2 groups are too few for test and val and train"):
             split(samples(classes=2, groups=1), (0.1, 0.1), 0)
 
