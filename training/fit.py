@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import lightning
 import msgspec
@@ -58,38 +59,48 @@ def fit_all(
     restart: bool = False,
     resume: bool = False,
     launch: Launch = ALONE,
+    name: str = "",
 ) -> list[Path]:
     """Train on a manifest's own split, or with ``folds`` once without each fold, in ``out/fold-0``, ``out/fold-1``, ...
 
     Folds that are finished are left alone, so the same command goes on where it stopped. Returns the bundles; of
     several processes, only the first comes back. ``restart`` removes an earlier run first, and without one ``resume``
-    is refused.
+    is refused. ``name`` is the recipe's, for the bundle.
 
     Raises:
         UsageError: as ``fit``, fewer groups than folds, or no run to resume.
     """
-    samples = read_manifest(manifest).samples
+    listed = read_manifest(manifest)
+    samples, notes = listed.samples, {"recipe": name or "none", "data": listed.data}
     _prepare(out, launch, restart=restart, resume=resume)
     if not launch.first:
         report = SILENT
     if folds:
-        bundles = _fit_folds(samples, recipe, out, report, folds, cache, launch)
+        bundles = _fit_folds(samples, recipe, out, report, folds, cache, launch, notes)
     else:
-        bundles = [fit(samples, recipe, out, report, cache=cache, launch=launch)]
+        bundles = [fit(samples, recipe, out, report, cache=cache, launch=launch, notes=notes)]
     if not launch.first:
         raise SystemExit
     return bundles
 
 
 def _fit_folds(
-    samples: Sequence[Sample], recipe: Recipe, out: Path, report: Report, folds: int, cache: Path, launch: Launch
+    samples: Sequence[Sample],
+    recipe: Recipe,
+    out: Path,
+    report: Report,
+    folds: int,
+    cache: Path,
+    launch: Launch,
+    notes: dict[str, Any],
 ) -> list[Path]:
     bundles = []
     for number, fold in enumerate(make_folds(samples, folds, recipe.seed)):
         run = out / f"fold-{number}"
         if not (run / "bundle" / SPEC_FILE).exists():
             report.say(f"fold {number + 1} of {folds}")
-            fit(fold, recipe, run, report, cache=cache, launch=launch)
+            about = notes | {"fold": number, "folds": folds}
+            fit(fold, recipe, run, report, cache=cache, launch=launch, notes=about)
         bundles.append(run / "bundle")
     return bundles
 
@@ -118,19 +129,26 @@ def _remove_run(out: Path) -> None:
 
 
 def fit(
-    samples: Sequence[Sample], recipe: Recipe, run: Path, report: Report, *, cache: Path, launch: Launch = ALONE
+    samples: Sequence[Sample],
+    recipe: Recipe,
+    run: Path,
+    report: Report,
+    *,
+    cache: Path,
+    launch: Launch = ALONE,
+    notes: dict[str, Any] | None = None,
 ) -> Path:
     """Train on the samples of split train, watch val and calibrate on it if there is one, and write ``run/bundle``.
 
     A run that was interrupted goes on from its last checkpoint, to the weights that it would have come to without.
-    Returns the bundle's folder; of several processes, the first writes it.
+    Returns the bundle's folder; of several processes, the first writes it. ``notes`` go into the bundle.
 
     Raises:
         UsageError: no training samples, unreadable videos, the run is finished already, or its checkpoint is of
             another recipe.
         KeyboardInterrupt: a signal asked to stop; what was done is kept.
     """
-    manifest = Manifest(tuple(samples))
+    manifest, notes = Manifest(tuple(samples)), notes or {}
     bundle = run / "bundle"
     if (bundle / SPEC_FILE).exists():
         raise UsageError(f"{run} is finished: evaluate it, use --restart, or name another folder with --out")
@@ -144,7 +162,7 @@ def fit(
     lightning.seed_everything(recipe.seed, workers=True, verbose=False)
     run.mkdir(parents=True, exist_ok=True)
     if trainer.is_global_zero:
-        write_inputs(run, manifest)
+        write_inputs(run, manifest, notes.get("data"))
     weights = weights_file(recipe, report.say)
     model = build(
         recipe.architecture,
@@ -163,7 +181,7 @@ def fit(
         val = clips_of(source, manifest, recipe, "val")
         calibration = calibrate(net, _batches(val, Order(val, shuffle=False), recipe) if len(val) else None)
         report.say(calibration.note)
-        write_bundle(bundle, model, manifest, recipe, began_with, _metrics_of(run, epoch), calibration)
+        write_bundle(bundle, model, manifest, recipe, began_with, _metrics_of(run, epoch), calibration, notes)
     return bundle
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import save_file
 
@@ -31,9 +31,9 @@ def fold_folders(run: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.removeprefix("fold-")))
 
 
-def write_inputs(run: Path, manifest: Manifest) -> None:
+def write_inputs(run: Path, manifest: Manifest, data: dict[str, Any] | None) -> None:
     """Write what is trained on to ``run/manifest.csv`` and the videos held out to ``run/test.txt``."""
-    write_manifest(run / "manifest.csv", manifest.samples, "written by python -m training fit")
+    write_manifest(run / "manifest.csv", manifest.samples, "written by python -m training fit", data=data)
     held_out = manifest.only("test").samples
     with atomic_write(run / "test.txt") as stream:
         stream.write(b"".join(os.fsencode(sample.path) + b"\n" for sample in held_out))
@@ -60,13 +60,16 @@ def write_bundle(
     began_with: dict[str, str],
     metrics: dict[str, float],
     calibration: Calibration,
+    notes: dict[str, Any],
 ) -> None:
     """Write a trained model, the recipe it was made by, and the ``metrics`` of its last epoch to ``folder``.
 
     began_with: "name" and "sha256" of the file of its encoder's first weights; empty where there was none.
+    notes: what else is known of the run: the recipe's name, the fold, how its videos were chosen.
     """
     held_out = manifest.only("test").samples or manifest.only("val").samples
     training = {
+        **notes,
         "videos": {split: len(manifest.only(split).samples) for split in ("train", "val", "test")},
         "encoder_weights": recipe.encoder_weights or "none",
         **{f"encoder_weights_{fact}": value for fact, value in began_with.items()},

@@ -127,6 +127,10 @@ class TestManifest:
                 "path,label,split,group,frames,fps,duration_s,codec,width,height\na,b\n",
                 "a row is damaged .*make it again",
             ),
+            (
+                "# data: {\npath,label,split,group,frames,fps,duration_s,codec,width,height\n",
+                "a row is damaged .*make it again",
+            ),
         ],
     )
     def test_another_file_is_refused(self, tmp_path: Path, text: str, message: str) -> None:

@@ -20,7 +20,7 @@ from harec_deploy.files import sha256
 from harec_deploy.models import build
 from harec_deploy.spec import HeadSpec
 from training.__main__ import app
-from training.datasets import Sample, scan_folders, write_manifest
+from training.datasets import Sample, read_manifest, scan_folders, write_manifest
 from training.fit import Report, fit, fit_all
 from training.module import Module, Optimisation, read_metrics
 from training.settings import Recipe, recipe_for
@@ -204,8 +204,11 @@ def test_a_finished_run_is_not_overwritten_unless_asked(samples: list[Sample], t
 
 
 def test_folds_train_a_model_without_each(samples: list[Sample], tmp_path: Path, cache: Path) -> None:
-    write_manifest(tmp_path / "m.csv", samples, "test")
+    write_manifest(tmp_path / "m.csv", samples, "test", data={"layout": "folders"})
     bundles = fit_all(tmp_path / "m.csv", small(), tmp_path / "run", report(), folds=2, cache=cache, restart=False)
+    notes = {"recipe": "none", "data": {"layout": "folders"}, "fold": 1, "folds": 2}
+    assert load(bundles[1]).spec.training.items() >= notes.items()
+    assert read_manifest(tmp_path / "run/fold-1/manifest.csv").data == {"layout": "folders"}
     tested = [set(load(bundle).spec.training["proof_clips"]) for bundle in bundles]
     assert tested[0] | tested[1] == {str(sample.path) for sample in samples}
     assert not tested[0] & tested[1]

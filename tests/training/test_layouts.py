@@ -307,6 +307,8 @@ class TestPrepare:
         manifest = read_manifest(ucf101 / "manifest.csv")
         assert {(s.frames, s.fps, s.duration_s, s.codec) for s in manifest.samples} == {(20, 25.0, 0.8, "mpeg4")}
         assert {s.split for s in manifest.samples} == {"train", "val", "test"}
+        chosen = {"layout": "ucf101", "official": 1, "split_by": "auto", "classes": "", "per_class": 14, "seed": 0}
+        assert manifest.data.items() >= chosen.items()
 
     def test_what_is_left_out_is_told_and_listed(self, tmp_path: Path, one: dict[str, Path]) -> None:
         put(one, *(tmp_path / f"{label}/{n}.mp4" for label in ("jump", "run", "walk") for n in range(4)))

@@ -42,6 +42,10 @@ def test_a_recipe_runs_from_videos_to_an_evaluation(name: str, rendered: dict[st
     assert spec.architecture == recipe.architecture
     assert spec.training["optimisation"]["epochs"] == recipe.optimisation["epochs"]
     assert (spec.training["encoder_weights"] == "none") == (recipe.encoder_weights is None)
+    assert spec.training["recipe"] == f"{name} --smoke"
+    data = spec.training["data"]
+    assert (data["layout"], data["classes"], data["seed"]) == (recipe.data.layout, recipe.data.classes, recipe.seed)
+    assert "val is taken from train" in data["split"] or data["split"].startswith("split by group, no group on two")
     facts = json.loads((tmp_path / "run/evaluation/metrics.json").read_text())
     assert facts["videos"] == spec.training["videos"]["test"] > 0
     assert (tmp_path / "run/evaluation/evaluation.html").stat().st_size > 10_000

@@ -72,6 +72,8 @@ def write_prepared(
     videos: Path, manifest: Path, how: "DataSettings", *, seed: int, group_regex: str = "", check: bool = False
 ) -> None:
     """Look at a data set, choose of it, split it and write the manifest; say what was left out."""
+    import msgspec
+
     from training.datasets import inspect, write_manifest
     from training.datasets.layouts import scan
     from training.splits import split, subset
@@ -90,7 +92,9 @@ def write_prepared(
     if len(left_out) > SAID:
         console.say(f"left out: {len(left_out) - SAID} more; all are listed in {manifest}")
     samples, told = split(readable, (how.val, how.test), seed, how.split_by)
-    write_manifest(manifest, samples, f"python -m training {shlex.join(sys.argv[1:])}", left_out)
+    data = msgspec.to_builtins(how) | {"layout": found.layout, "group_regex": console.printable(group_regex)}
+    data |= {"seed": seed, "check": check, "split": told}
+    write_manifest(manifest, samples, f"python -m training {shlex.join(sys.argv[1:])}", left_out, data)
     names = len({sample.label for sample in samples})
     console.say(f"{found.layout}: {len(samples)} videos of {names} classes; {told}")
 

@@ -107,7 +107,8 @@ def fit(
         raise console.missing(error, "train", "training") from None
     count = console.count(devices, "--devices")
     launch = Launch(devices="auto" if count is None else count, nodes=nodes, tensorboard=tensorboard)
-    _fit(manifest, recipes.read(recipe, given), out, cache, resume=resume, restart=restart, launch=launch)
+    how: dict[str, Any] = {"resume": resume, "restart": restart, "launch": launch}
+    _fit(manifest, recipes.read(recipe, given), out, cache, name=Path(recipe).stem, **how)
 
 
 def _fit(manifest: Path, written: "RecipeFile", out: Path, cache: Path | None, **how: Any) -> list[Path]:
@@ -160,7 +161,8 @@ def run(
     manifest = folder.with_name(f"{folder.name}.csv")
     manifest.parent.mkdir(parents=True, exist_ok=True)
     write_prepared(videos, manifest, written.data, seed=written.seed)
-    _fit(manifest, written, folder, None, restart=restart)
+    name = Path(recipe).stem + (" --smoke" if smoke else "")
+    _fit(manifest, written, folder, None, restart=restart, name=name)
     for one in run_folders([folder]):
         evaluate_run(one, "test", one / "evaluation")
 

@@ -2,19 +2,21 @@
 
 A manifest is a CSV file: path (relative to the manifest), label, split, group, and what the packets of the video say:
 frames, fps, duration_s, codec, width, height. Its first line is a comment with the command that made it; a comment for
-each video that was left out follows.
+each video that was left out follows, and one with the settings that chose and split the videos, as JSON.
 """
 
 import csv
 import io
+import json
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import chain, dropwhile
+from itertools import chain, dropwhile, takewhile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +29,7 @@ from harec_deploy.label.workers import default_workers
 
 SPLITS = ("train", "val", "test")
 UCF_GROUP = r"_g(\d+)_c\d+"  # v_Biking_g01_c02.avi: group 1 was filmed in one place with the same people
+SETTINGS = "# data: "  # how the comment with the settings begins
 COLUMNS = ("path", "label", "split", "group", "frames", "fps", "duration_s", "codec", "width", "height")
 
 
@@ -52,9 +55,10 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """Labelled videos and, sorted by name, their classes."""
+    """Labelled videos and, sorted by name, their classes; ``data``: by which settings they were chosen and split."""
 
     samples: tuple[Sample, ...]
+    data: dict[str, Any] = field(default_factory=dict)
 
     @property
     def classes(self) -> list[str]:
@@ -182,13 +186,19 @@ def grouped(samples: list[Sample], group_regex: str) -> list[Sample]:
 
 
 def write_manifest(
-    path: Path, samples: Iterable[Sample], command: str, left_out: Mapping[Path, str] | None = None
+    path: Path,
+    samples: Iterable[Sample],
+    command: str,
+    left_out: Mapping[Path, str] | None = None,
+    data: dict[str, Any] | None = None,
 ) -> None:
-    """Write a manifest with ``command`` in its first line, and what was left out, and why, in those behind it."""
+    """Write a manifest with ``command`` in its first line, and what was left out, why, and ``data`` behind it."""
     text = io.StringIO(newline="")
     text.write(f"# {printable(command)}\n")
     for video, reason in (left_out or {}).items():
         text.write(f"# left out: {printable(f'{os.path.relpath(video, path.parent)}: {reason}')}\n")
+    if data:
+        text.write(f"{SETTINGS}{json.dumps(data)}\n")
     rows = [
         (
             *(os.path.relpath(sample.path, path.parent), sample.label, sample.split, sample.group),
@@ -225,11 +235,19 @@ def read_manifest(path: Path) -> Manifest:
                 "prepare"
             )
         samples = tuple(_sample(folder, row) for row in rows)
+        data = _data(text.getvalue().splitlines())
     except (TypeError, ValueError, csv.Error) as error:
         raise UsageError(f"{path}: a row is damaged ({error}); make it again with python -m training prepare") from None
     if not samples:
         raise UsageError(f"{path}: no samples")
-    return Manifest(samples)
+    return Manifest(samples, data)
+
+
+def _data(lines: Sequence[str]) -> dict[str, Any]:
+    """Return the settings that the comments of a manifest tell, {} where they tell none."""
+    comments = takewhile(lambda line: line.startswith("#"), lines)
+    told = next((line for line in comments if line.startswith(SETTINGS)), f"{SETTINGS}{{}}")
+    return dict(json.loads(told.removeprefix(SETTINGS)))
 
 
 def _sample(folder: Path, row: dict[str, str]) -> Sample:
