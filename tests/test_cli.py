@@ -12,6 +12,7 @@ import typer
 from harec_deploy import errors
 from harec_deploy.cli.console import run_app
 from harec_deploy.errors import HarecError, VideoError
+from tests.conftest import write_bundle
 from tests.media import Clip, make_video
 
 HEAVY = ("torch", "torchvision", "onnxruntime", "openvino", "av", "onnx", "numpy", "lightning", "matplotlib")
@@ -103,6 +104,15 @@ def test_inspect_shows_model_variants_and_proof(exported: Path) -> None:
     for text in ("lrcn", "3: climb, jump, swim", "20 frames of 64x64", "onnx-fp32", "openvino", "100.0% of 6 labels"):
         assert text in " ".join(shown.split())
     assert json.loads(run("inspect", str(exported), "--json").stdout)["classes"] == ["climb", "jump", "swim"]
+
+
+def test_inspect_names_files_of_training_without_their_folders(tmp_path: Path) -> None:
+    clips = [f"/home/me/{number}.mp4" for number in range(4)]
+    write_bundle(tmp_path / "b", encoder_weights="/home/me/w.pth", proof_clips=clips, calibration_clips=clips[:2])
+    shown = " ".join(run("inspect", str(tmp_path / "b")).stdout.split())
+    assert "/home/me" not in shown
+    for text in ("w.pth", "4 entries, the first 0.mp4", "0.mp4, 1.mp4"):
+        assert text in shown
 
 
 def test_control_characters_in_names_do_not_reach_the_terminal(exported: Path, tmp_path: Path) -> None:

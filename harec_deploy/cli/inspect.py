@@ -105,6 +105,11 @@ def _print_reuse(spec: "BundleSpec") -> None:
 
 
 def _short(value: object) -> str:
+    """Return a value in a few words: of a long list the first entry, of a file on some machine its name."""
     if isinstance(value, list) and len(value) > 3:
-        return f"{len(value)} entries, the first {value[0]}"
+        return f"{len(value)} entries, the first {_short(value[0])}"
+    if isinstance(value, list):
+        return ", ".join(map(_short, value)) or "none"
+    if isinstance(value, str) and Path(value).is_absolute():
+        return Path(value).name
     return str(value)
