@@ -62,7 +62,7 @@ def write_bundle(
     calibration: Calibration,
     notes: dict[str, Any],
 ) -> None:
-    """Write a trained model, the recipe it was made by, and the ``metrics`` of its last epoch to ``folder``.
+    """Write to ``folder`` a model, the recipe it was made by, and the ``metrics`` of the epoch its weights are of.
 
     began_with: "name" and "sha256" of the file of its encoder's first weights; empty where there was none.
     notes: what else is known of the run: the recipe's name, the fold, how its videos were chosen.
