@@ -230,7 +230,6 @@ class TestCommand:
         ("options", "told"),
         [
             (["--precision", "int8", "--calibration", "max"], "unknown calibration 'max'; allowed are minmax, "),
-            (["--precision", "int8", "--keep-float", "stem"], "no layer 'stem' to keep in float; there are backbone."),
             (["--calibrate", "x"], "--calibrate is about int8 graphs: it needs --precision int8, and no --tensorrt"),
             (["--keep-float", "auto"], "--keep-float is about int8 graphs: it needs --precision int8, and no"),
         ],

@@ -187,9 +187,10 @@ def test_children_die_with_their_parent(spec: BundleSpec, exported: Path, tmp_pa
 
 
 def test_a_child_has_few_rights(spec: BundleSpec, videos: Path) -> None:
+    before = children()
     stream = decode_ahead(videos_in(videos), plan_for(spec), 1)
     next(stream)
-    (child,) = children()
+    (child,) = children() - before
     status = dict(
         line.split(":\t", 1) for line in Path(f"/proc/{child}/status").read_text().splitlines() if ":\t" in line
     )

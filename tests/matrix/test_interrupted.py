@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -29,10 +30,11 @@ class TestInterrupted:
             process = start()
             before = len(rows())
             target = before + chance.randrange(1, 12)
-            wait_for(lambda target=target: len(rows()) >= min(target, 500), process)  # type: ignore[misc]
+            while process.poll() is None and len(rows()) < target:
+                time.sleep(0.01)
             process.kill()
             process.communicate()
-            killed += 1
+            killed += process.returncode == -signal.SIGKILL  # a machine that is busy elsewhere may be too late
             assert len(rows()) >= before
             if len(rows()) >= 480:  # begin again, for the rest of the kills
                 Path("out.jsonl").unlink()
