@@ -1,9 +1,11 @@
-"""Prints the tables of README from the measured figures in benchmarks/results.
+"""Prints the tables of README from the measured figures in benchmarks/results, or writes them into it.
 
 python benchmarks/tables.py
+python benchmarks/tables.py --write
 """
 
 import json
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -116,6 +118,53 @@ def engine_table() -> str:
     return "\n".join(rows)
 
 
+def int8_gates_table() -> str:
+    """Return what the proof of int8 measured on trained models, the worst of the runners where they differ."""
+    heads = "held-out clips | labels kept | accuracy, PyTorch's | most of a probability | layers in float"
+    rows = [f"| trained model, on | {heads} |", "|---" * 6 + "|"]
+    for own in json.loads((RESULTS / "int8_gates.json").read_text())["rows"]:
+        told = f"{own['model']}, {own['data']}"
+        if "refused" in own:
+            rows.append(f"| {told} | | refused | | | |")
+            continue
+        worst = min(own["proofs"], key=lambda proof: (proof["top1_agreement"], proof["accuracy"]))
+        cells = [f"{worst['clips']}", f"{worst['top1_agreement']:.3f}"]
+        cells += [f"{worst['accuracy']:.3f}, {worst['reference_accuracy']:.3f}"]
+        cells += [f"{max(proof['max_abs_dp'] for proof in own['proofs']):.3f}"]
+        rows.append(f"| {told} | {' | '.join(cells)} | {len(own['kept_float'])} of {own['layers']} |")
+    return "\n".join(rows)
+
+
+def reuse_table() -> str:
+    """Return what reused features spare and cost, by footage and threshold."""
+    facts = json.loads((RESULTS / "reuse.json").read_text())
+    kinds = {"fixed": "fixed camera", "moving": "moving camera", "ut_interaction": "UT-Interaction, whole clips"}
+    rows = ["| footage, threshold | frames reused | times faster | labels kept | gate |", "|---|---|---|---|---|"]
+    for kind, told in kinds.items():
+        for own in facts["proofs"][kind]:
+            low, high = own["top1_interval"]
+            kept = f"{own['top1_agreement']:.3f} of {own['windows']} ({low:.2f} to {high:.2f})"
+            cells = [f"{own['share_reused']:.2f}", f"{own['times_faster']:.2f}", kept]
+            rows.append(
+                f"| {told}, {own['threshold']:g} | {' | '.join(cells)} | {'passed' if own['passed'] else 'failed'} |"
+            )
+    return "\n".join(rows)
+
+
+def normalisation_table() -> str:
+    """Return what encoders would gain at most if their pixels needed no normalisation, and what folding would break."""
+    facts = json.loads((RESULTS / "normalisation.json").read_text())
+    names = {"lrcn": "LRCN", "mobilenet_v2_lstm": "MobileNetV2", "resnet50_lstm": "ResNet-50"}
+    ways = {"openvino fp32": "OpenVINO, fp32", "openvino bf16": "OpenVINO, bf16", "onnx fp32": "ONNX Runtime, fp32"}
+    rows = [f"| {' | '.join(['time with, to without', *ways.values(), 'error of a folded shift'])} |", "|---" * 5 + "|"]
+    for name, told in names.items():
+        own = facts[name]
+        error = own.get("error_of_shift_in_bias")
+        cells = [f"{own[way]['ratio']:.3f}" for way in ways] + ["-" if error is None else f"{error:.0%}"]
+        rows.append(f"| {told} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
 def windows_table() -> str:
     """Return the seconds that a minute of video takes with shared features and without."""
     facts = json.loads((RESULTS / "windows.json").read_text())
@@ -167,6 +216,22 @@ TABLES = {
 if GPU_CHECK.exists():  # there is nothing to show before it ran on a GPU
     TABLES["gpu"] = gpu_table
 
-if __name__ == "__main__":
+
+def placed(text: str) -> str:
+    """Return README's ``text`` with every table between its marks made anew."""
     for name, table in TABLES.items():
-        print(f"<!-- {name} -->", table(), f"<!-- /{name} -->", sep="\n", end="\n\n")
+        before, start, rest = text.partition(f"<!-- {name} -->\n")
+        _, end, after = rest.partition(f"<!-- /{name} -->")
+        assert start, f"README has no place for {name}"
+        assert end, f"README's place for {name} has no end"
+        text = "".join([before, start, table(), "\n", end, after])
+    return text
+
+
+if __name__ == "__main__":
+    if "--write" in sys.argv[1:]:
+        readme = RESULTS.parents[1] / "README.md"
+        readme.write_text(placed(readme.read_text()))
+    else:
+        for name, table in TABLES.items():
+            print(f"<!-- {name} -->", table(), f"<!-- /{name} -->", sep="\n", end="\n\n")
