@@ -2,8 +2,8 @@
 
 Every video is looked at on one grid: each of a clip's T parts is cut into PER_PART places, of which the middle one is
 what labelling takes. A clip is one place from each part: the middle ones, or random ones as augmentation (temporal
-jitter). So frames can be decoded, and features of a frozen encoder computed, once for all epochs, by the decoder of
-labelling.
+jitter, see ``module.JITTERS``). So frames can be decoded, and features of a frozen encoder computed, once for all
+epochs, by the decoder of labelling.
 
     part          |        1        |        2        |  ...  |        T        |
     place         |  0  |  1  |  2  |  3  |  4  |  5  |  ...

@@ -11,6 +11,7 @@ import lightning
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import Dataset
@@ -83,9 +84,19 @@ class Optimisation:
         return "16-mixed" if self.amp in ("auto", "fp16") and torch.cuda.is_available() else "32-true"
 
 
+# How far each of T frames is from the first place of its part: each as it comes, as in temporal segment networks (Wang
+# et al. 2016, https://arxiv.org/abs/1608.00859), all alike, so that their distances stay, or as in labelling.
+JITTERS: dict[str, Callable[[int], NDArray[np.int64]]] = {
+    "frame": lambda frames: torch.randint(PER_PART, (frames,)).numpy(),
+    "clip": lambda frames: torch.randint(PER_PART, (1,)).numpy(),
+    "none": lambda frames: np.array([PER_PART // 2]),
+}
+
+
 class Clips(Dataset[tuple[Tensor, int]]):
     """Labelled clips of a source: those that labelling takes, or with ``augment`` shifted in time, mirrored and more.
 
+    jitter: how clips are shifted in time, a key of JITTERS.
     pixels: what else is changed in a clip with ``augment``; of a source of frames.
     How a clip is augmented follows from ``seed``, ``epoch`` and its place alone.
     """
@@ -99,6 +110,7 @@ class Clips(Dataset[tuple[Tensor, int]]):
         *,
         augment: bool,
         flip: bool,
+        jitter: str = "frame",
         pixels: Augmentation = UNCHANGED,
         seed: int = 0,
     ) -> None:
@@ -108,6 +120,7 @@ class Clips(Dataset[tuple[Tensor, int]]):
         self.grid = grid
         self.augment = augment
         self.flip = flip
+        self.jitter = jitter
         self.pixels = pixels
         self.seed = seed
         self.epoch = 0
@@ -123,8 +136,7 @@ class Clips(Dataset[tuple[Tensor, int]]):
     def _clip(self, item: int) -> Tensor:
         places, mirror = self.grid.middle(), False
         if self.augment:
-            jitter = torch.randint(PER_PART, places.shape).numpy()
-            places = np.arange(len(places)) * PER_PART + jitter
+            places = np.arange(len(places)) * PER_PART + JITTERS[self.jitter](len(places))
             mirror = self.flip and bool(torch.rand(()) < 0.5)
         clip = self.source.clip(self.indices[item], places, mirror=mirror)
         return self.pixels(clip) if self.augment and self.pixels.changes_pixels else clip

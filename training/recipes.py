@@ -36,6 +36,7 @@ class RecipeFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     finetune: bool = False
     finetune_stages: int = 0
     flip: bool = True
+    jitter: str = "frame"
     folds: int = 0
     seed: int = 0
     data: DataSettings = DataSettings()
@@ -94,6 +95,7 @@ def to_recipe(written: RecipeFile) -> Recipe:
         freeze_encoder=pretrained and not written.finetune and not written.finetune_stages,
         finetune_stages=written.finetune_stages,
         flip=written.flip,
+        jitter=written.jitter,
         seed=written.seed,
     )
 

@@ -75,6 +75,7 @@ def write_bundle(
         **{f"encoder_weights_{fact}": value for fact, value in began_with.items()},
         "encoder": _trained_part(recipe),
         "flip": recipe.flip,
+        "jitter": recipe.jitter,
         "seed": recipe.seed,
         "augmentation": asdict(recipe.augmentation),
         "optimisation": asdict(recipe.optimisation),

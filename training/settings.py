@@ -11,7 +11,7 @@ from harec_deploy.models import ARCHITECTURES, CLIPWISE, hub
 from harec_deploy.sampling import ClipSampling
 from harec_deploy.spec import HeadSpec
 from training.augment import UNCHANGED, Augmentation
-from training.module import Optimisation
+from training.module import JITTERS, Optimisation
 
 T = TypeVar("T")
 
@@ -23,6 +23,7 @@ class Recipe:
     freeze_encoder: train the head alone; of a frame-wise model, on stored features of the encoder.
     finetune_stages: of a pre-trained encoder, train this many last stages and freeze the others; 0 for all.
     flip: mirror half of the clips; wrong where classes differ by direction.
+    jitter: how training clips are shifted in time, a key of module.JITTERS.
     """
 
     architecture: str
@@ -35,11 +36,14 @@ class Recipe:
     freeze_encoder: bool = False
     finetune_stages: int = 0
     flip: bool = True
+    jitter: str = "frame"
     seed: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**32:
             raise UsageError(f"--seed {self.seed}: allowed are 0 to {2**32 - 1}")
+        if self.jitter not in JITTERS:
+            raise UsageError(f"--jitter {self.jitter}: allowed are {', '.join(JITTERS)}")
         if self.encoder_weights is not None:
             hub.network(self.architecture)
         if self.finetune_stages and (self.encoder_weights is None or self.freeze_encoder):

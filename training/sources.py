@@ -74,6 +74,7 @@ def clips_of(source: Source, manifest: Manifest, recipe: Recipe, split: str) -> 
         Grid(recipe.sampling, recipe.size),
         augment=split == "train",
         flip=recipe.flip,
+        jitter=recipe.jitter,
         pixels=recipe.augmentation,
         seed=recipe.seed,
     )

@@ -126,6 +126,21 @@ def test_all_frames_of_a_clip_are_mirrored_or_none() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("jitter", "steps", "firsts"), [("frame", range(1, 6), {0, 1, 2}), ("clip", {3}, {0, 1, 2}), ("none", {3}, {1})]
+)
+def test_clips_are_shifted_in_time(jitter: str, steps: set[int], firsts: set[int]) -> None:
+    """Every picture holds the number of its place: a part has three, and labelling takes the second."""
+    grid = Grid(ClipSampling(frames=5), Size(width=8, height=8))
+    numbers = np.arange(grid.places, dtype=np.uint8)[:, None, None, None]
+    source = StoredFrames(np.broadcast_to(numbers, (1, grid.places, 8, 8, 3)))
+    clips = Clips(source, [0] * 300, [0] * 300, grid, augment=True, flip=False, jitter=jitter)
+    places = np.array([clips[item][0][:, 0, 0, 0].tolist() for item in range(300)])
+    assert set(places[:, 0].tolist()) == firsts
+    assert set(np.diff(places).flatten().tolist()) == set(steps)
+    assert all(set((column // 3).tolist()) == {part} for part, column in enumerate(places.T))
+
+
 # Python 3.12 warns of what torch's loaders have always done; the warning would end their worker.
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 class TestFit:

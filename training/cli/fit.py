@@ -81,6 +81,9 @@ def fit(
     ] = None,
     amp: Annotated[str | None, typer.Option(help="auto, none, fp16 or bf16.")] = None,
     flip: Annotated[bool | None, typer.Option("--flip/--no-flip", help="Mirror half of the clips; yes.")] = None,
+    jitter: Annotated[
+        str | None, typer.Option(help="Shift clips in time: frame, each of its own, clip, all alike, or none; frame.")
+    ] = None,
     crop: options.Crop = None,
     aspect: options.Aspect = None,
     colour: options.Colour = None,
