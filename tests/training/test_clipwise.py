@@ -1,4 +1,4 @@
-"""Clip-wise models from training to labels: one graph, the same answers everywhere."""
+"""Clip-wise models from training to labels: one graph, the same answers everywhere. ResNet-50 + LSTM as well: two."""
 
 import json
 from dataclasses import replace
@@ -120,7 +120,33 @@ def test_any_number_of_clips_at_a_time(run: Path, runner: str) -> None:
         np.testing.assert_allclose(recognizer.predict(clips[:count]), wanted[:count], atol=1e-5)
 
 
+@pytest.mark.parametrize("how", [{"freeze_encoder": True}, {"finetune_stages": 1}], ids=["frozen", "fine-tuned"])
+def test_resnet50_lstm(samples: list[Sample], flat: Path, videos: Path, tmp_path: Path, how: dict[str, object]) -> None:
+    """Interrupted, resumed, exported with proof, labelled: frozen, and with its last stage fine-tuned."""
+    run, chosen = tmp_path / "run", recipe("resnet50_lstm", encoder_weights=str(flat), **how)
+    with pytest.raises(KeyboardInterrupt):
+        fit(samples, chosen, run, report(1), cache=tmp_path / "cache")
+    fit(samples, chosen, run, report(), cache=tmp_path / "cache")
+    assert [row["epoch"] for row in read_metrics(run / "metrics.csv")] == [1, 2]
+    spec = export(run / "bundle", [str(sample.path) for sample in samples]).spec
+    assert spec.feature_dim == 2048
+    assert set(spec.variants["onnx-fp32"].graphs) == {"encoder", "head"}
+    proofs = {proof.runner: proof for proof in spec.variants["onnx-fp32"].proofs if proof.precision == "fp32"}
+    assert all(proofs[runner.name].passed for runner in installed())
+    trained, given = load_file(run / "bundle/weights.safetensors"), torch.load(flat, weights_only=True)
+    for place, name in ((6, "layer3"), (7, "layer4")):
+        as_it_was = torch.equal(
+            trained[f"encoder.backbone.trunk.{place}.0.conv1.weight"], given[f"{name}.0.conv1.weight"]
+        )
+        assert as_it_was == ("freeze_encoder" in how or name == "layer3")
+    assert_labelled_as_evaluated(run, videos, tmp_path)
+
+
 def test_labels_of_a_folder_are_those_of_evaluate(run: Path, videos: Path, tmp_path: Path) -> None:
+    assert_labelled_as_evaluated(run, videos, tmp_path)
+
+
+def assert_labelled_as_evaluated(run: Path, videos: Path, tmp_path: Path) -> None:
     options = Options(out=tmp_path / "out.jsonl", runner="openvino", precision="fp32")
     label(run / "bundle", [str(videos)], options)
     _, *rows = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
