@@ -57,7 +57,7 @@ def gate(name: str, data: str, samples: Sequence[Sample], encoder_weights: Path,
     try:
         variant = export(bundle, precision="int8").spec.variants["onnx-int8"]
     except ProofError as error:
-        return row | {"refused": str(error).partition("; flipped")[0]}  # names of clips are this machine's
+        return row | {"refused": str(error).partition("; flipped")[0]}
     assert variant.quantisation
     row |= {"layers": variant.quantisation.layers, "kept_float": variant.quantisation.kept_float}
     return row | {"proofs": [msgspec.to_builtins(proof) for proof in variant.proofs]}
@@ -90,7 +90,9 @@ def main(
     console.print(table)
     if out:
         text = json.dumps({"machine": facts(), "rows": rows}, indent=1)
-        out.write_text(text.replace(f"{folder}/videos/", "") + "\n")
+        for root in (Path(folder) / "videos", clips.absolute()):  # which is this machine's
+            text = text.replace(f"{root}/", "")
+        out.write_text(text + "\n")
 
 
 if __name__ == "__main__":

@@ -120,7 +120,7 @@ def engine_table() -> str:
 
 def int8_gates_table() -> str:
     """Return what the proof of int8 measured on trained models, the worst of the runners where they differ."""
-    heads = "held-out clips | labels kept | accuracy, PyTorch's | most of a probability | layers in float"
+    heads = "held-out clips | labels kept | accuracy, PyTorch's | largest change of a probability | layers in float"
     rows = [f"| trained model, on | {heads} |", "|---" * 6 + "|"]
     for own in json.loads((RESULTS / "int8_gates.json").read_text())["rows"]:
         told = f"{own['model']}, {own['data']}"
