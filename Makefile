@@ -43,10 +43,9 @@ demo: .venv/.ready
 	$(BIN)/python -m training evaluate $(DEMO)/run --journal $(DEMO)/labels.jsonl -o $(DEMO)/pictures
 	$(STEP) "done: look at $(DEMO)/pictures/contact_sheet.png, confusion.png, curves.png and $(DEMO)/labels.csv"
 
-# Two processes: should one of the runtimes crash, fewer of them were loaded together.
+# Two at a time: tests spend much of their time waiting for what they started. A file stays together, for its fixtures.
 test: .venv/.ready lint
-	$(BIN)/pytest --ignore=tests/training
-	$(BIN)/pytest tests/training
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 lint: .venv/.ready
 	$(BIN)/ruff check .
