@@ -231,11 +231,11 @@ class TestRules:
     @pytest.mark.parametrize(
         ("ending", "value", "told"),
         [
-            ("permute_zero_point", np.array(3, np.int8), "a zero point that is not 0"),
-            ("permute_zero_point", np.array(0, np.uint8), "type UINT8"),
-            ("permute_scale", np.array(0, np.float32), "a scale that is no positive float32"),
-            ("permute_scale", np.array(np.inf, np.float32), "a scale that is no positive float32"),
-            ("permute_scale", np.ones(3, np.float32), "3 scales for an activation"),
+            ("add_zero_point", np.array(3, np.int8), "a zero point that is not 0"),
+            ("add_zero_point", np.array(0, np.uint8), "type UINT8"),
+            ("add_scale", np.array(0, np.float32), "a scale that is no positive float32"),
+            ("add_scale", np.array(np.inf, np.float32), "a scale that is no positive float32"),
+            ("add_scale", np.ones(3, np.float32), "3 scales for an activation"),
             ("weight_scale", np.ones(5, np.float32), "5 scales for weights of"),
         ],
     )
@@ -309,7 +309,7 @@ class TestQuantiser:
         frames[0, 0, 0, 0] = 255
         Quantiser(made.float, frames, method).write(tmp_path / "encoder.onnx")
         tensors = {t.name: numpy_helper.to_array(t) for t in onnx.load(tmp_path / "encoder.onnx").graph.initializer}
-        largest = 127 * tensors["permute_scale"]
+        largest = 127 * tensors["add_scale"]
         if method == "minmax":
             assert largest == pytest.approx(1.0, abs=0.01)  # 255 of pixels from -1 to 1
         else:

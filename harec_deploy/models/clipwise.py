@@ -10,7 +10,7 @@ class ClipEncoder(PixelEncoder):
 
     def forward(self, clips: Tensor) -> Tensor:
         """Return the features of clips over time."""
-        features: Tensor = self.backbone(self.normalised(clips).permute(0, 4, 1, 2, 3))
+        features: Tensor = self.backbone(self.normalised(clips))
         return features
 
 

@@ -96,9 +96,9 @@ def test_the_normalisation_travels_with_the_weights(flat: nn.Module, tmp_path: P
     model = loaded(tmp_path / "resnet50.pth")
     again = build("i3d_r50_lstm", HeadSpec(hidden=4), 2, size=SIZE, frames=8).eval()
     again.load_state_dict(model.state_dict())
-    white = torch.full((1, 1, 1, 3), 255, dtype=torch.uint8)
+    white = torch.full((1, 1, 1, 1, 3), 255, dtype=torch.uint8)
     wanted = (1 - torch.tensor(IMAGENET_MEAN)) / torch.tensor(IMAGENET_STD)
-    torch.testing.assert_close(again.encoder.normalised(white)[0, 0, 0], wanted)
+    torch.testing.assert_close(again.encoder.normalised(white)[0, :, 0, 0, 0], wanted)
 
 
 class TestFilesThatDoNotFit:
