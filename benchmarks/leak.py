@@ -48,6 +48,7 @@ RECIPE: dict[str, Any] = {
     "head": {},
     "optimisation": {"epochs": 15, "learning_rate": 2e-3},
     "flip": False,
+    "jitter": "frame",  # the default when this was measured
 }
 SIDES = ("test", "new_people")
 

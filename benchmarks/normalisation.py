@@ -38,7 +38,7 @@ class Bare(FrameEncoder):
     """An encoder whose normalisation costs nothing, and whose features mean nothing."""
 
     def normalised(self, pixels: torch.Tensor) -> torch.Tensor:
-        return pixels.float()
+        return pixels.float().movedim(-1, 1)
 
 
 def folded_error(encoder: FrameEncoder) -> float:

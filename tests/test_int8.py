@@ -37,18 +37,24 @@ def int8(tmp_path_factory: pytest.TempPathFactory, exported: Path, videos: Path)
     return folder, told
 
 
-@pytest.fixture
-def fragile(tmp_path: Path, videos: Path) -> Path:
-    """A bundle whose function int8 destroys: one channel is 10,000 times the others, and scaled down again behind."""
-    bundle = write_bundle(tmp_path / "bundle", videos=videos)
+def make_fragile(folder: Path, times: float = OUTLIER) -> None:
+    """Make int8 destroy what an lrcn computes: one channel is ``times`` the others, and scaled down again behind."""
+    bundle = load(folder)
     path = bundle.path(bundle.spec.weights)
     state = load_file(path)
     for name in ("encoder.backbone.layers.1.weight", "encoder.backbone.layers.1.bias"):
-        state[name][0] *= OUTLIER
-    state["encoder.backbone.layers.4.weight"][:, 0] /= OUTLIER
+        state[name][0] *= times
+    state["encoder.backbone.layers.4.weight"][:, 0] /= times
     save_file(state, path)
-    save(bundle.folder, msgspec.structs.replace(bundle.spec, weights=file_ref(bundle.folder, path)))
-    return bundle.folder
+    save(folder, msgspec.structs.replace(bundle.spec, weights=file_ref(folder, path)))
+
+
+@pytest.fixture
+def fragile(tmp_path: Path, videos: Path) -> Path:
+    """A bundle whose function int8 destroys."""
+    folder = write_bundle(tmp_path / "bundle", videos=videos).folder
+    make_fragile(folder)
+    return folder
 
 
 def test_the_variant_is_proved_in_every_runner(int8: tuple[Path, list[str]], videos: Path) -> None:

@@ -84,11 +84,11 @@ class Optimisation:
         return "16-mixed" if self.amp in ("auto", "fp16") and torch.cuda.is_available() else "32-true"
 
 
-# How far each of T frames is from the first place of its part: each as it comes, as in temporal segment networks (Wang
-# et al. 2016, https://arxiv.org/abs/1608.00859), all alike, so that their distances stay, or as in labelling.
+# How far each of T frames is from the first place of its part: all alike, so that their distances stay, each as it
+# comes, as in temporal segment networks (Wang et al. 2016, https://arxiv.org/abs/1608.00859), or as in labelling.
 JITTERS: dict[str, Callable[[int], NDArray[np.int64]]] = {
-    "frame": lambda frames: torch.randint(PER_PART, (frames,)).numpy(),
     "clip": lambda frames: torch.randint(PER_PART, (1,)).numpy(),
+    "frame": lambda frames: torch.randint(PER_PART, (frames,)).numpy(),
     "none": lambda frames: np.array([PER_PART // 2]),
 }
 
@@ -110,7 +110,7 @@ class Clips(Dataset[tuple[Tensor, int]]):
         *,
         augment: bool,
         flip: bool,
-        jitter: str = "frame",
+        jitter: str = "clip",
         pixels: Augmentation = UNCHANGED,
         seed: int = 0,
     ) -> None:

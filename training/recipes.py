@@ -36,7 +36,7 @@ class RecipeFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     finetune: bool = False
     finetune_stages: int = 0
     flip: bool = True
-    jitter: str = "frame"
+    jitter: str = "clip"
     folds: int = 0
     seed: int = 0
     data: DataSettings = DataSettings()

@@ -36,7 +36,7 @@ class Recipe:
     freeze_encoder: bool = False
     finetune_stages: int = 0
     flip: bool = True
-    jitter: str = "frame"
+    jitter: str = "clip"
     seed: int = 0
 
     def __post_init__(self) -> None:

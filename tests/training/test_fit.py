@@ -74,7 +74,7 @@ def test_a_run_leaves_a_bundle_with_its_provenance(samples: list[Sample], tmp_pa
     assert spec.training["videos"] == {"train": 3, "val": 0, "test": 3}
     assert spec.training["seed"] == 1
     assert spec.training["flip"] is True
-    assert spec.training["jitter"] == "frame"
+    assert spec.training["jitter"] == "clip"
     held_out = [str(sample.path) for sample in samples if sample.split == "test"]
     assert sorted(spec.training["proof_clips"]) == sorted(held_out)
     assert (tmp_path / "run/test.txt").read_text().split() == spec.training["proof_clips"]
@@ -332,7 +332,7 @@ def test_a_class_without_training_videos_is_noticed(samples: list[Sample], tmp_p
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"jitter": "wild"}, "--jitter wild: allowed are frame, clip, none"),
+        ({"jitter": "wild"}, "--jitter wild: allowed are clip, frame, none"),
         ({"architecture": "vgg"}, "unknown architecture 'vgg'; allowed are lrcn, resnet18_lstm"),
         ({"head": {"pool": "min"}}, "Invalid enum value 'min' - at `$.pool`"),
         ({"sampling": {"span": 2}}, "sampling.span is 2"),

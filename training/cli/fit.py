@@ -82,7 +82,8 @@ def fit(
     amp: Annotated[str | None, typer.Option(help="auto, none, fp16 or bf16.")] = None,
     flip: Annotated[bool | None, typer.Option("--flip/--no-flip", help="Mirror half of the clips; yes.")] = None,
     jitter: Annotated[
-        str | None, typer.Option(help="Shift clips in time: frame, each of its own, clip, all alike, or none; frame.")
+        str | None,
+        typer.Option(help="Shift clips in time: clip, all frames alike, frame, each by itself, or none; clip."),
     ] = None,
     crop: options.Crop = None,
     aspect: options.Aspect = None,
