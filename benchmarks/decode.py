@@ -40,6 +40,7 @@ VIDEOS_FOLDER = Path(tempfile.gettempdir()) / "harec_videos"
 FRAMES = 16
 PEERS = ("torchcodec", "decord", "opencv-python-headless")
 
+LEAST_ROUNDS, MOST_ROUNDS = 5, 25
 X264 = {"preset": "fast", "crf": "23"}
 VIDEOS = {
     "xvid_240p_packed.avi": Clip(codec="mpeg4", width=320, height=240, frames=175, gop=250),
@@ -151,7 +152,7 @@ def measure(video: Video, decoders: dict[str, Decode], budget_s: float) -> None:
             video.seconds[name] = []
         except Exception as error:  # noqa: BLE001 - a peer that fails on a file is a result
             video.errors[name] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-    for _ in range(min(25, max(3, int(budget_s / (time.perf_counter() - begin))))):
+    for _ in range(min(MOST_ROUNDS, max(LEAST_ROUNDS, int(budget_s / (time.perf_counter() - begin))))):
         for name, seconds in video.seconds.items():
             start = time.perf_counter()
             decoders[name](video.path, video.times, video.places)
@@ -179,7 +180,7 @@ def main(
     videos: Annotated[Path, typer.Option(help="where the encoded videos are kept")] = VIDEOS_FOLDER,
     folder: Annotated[Path | None, typer.Option(help="also measure the videos of this folder")] = None,
     out: Annotated[Path | None, typer.Option("--json", help="write all figures here")] = None,
-    budget_s: Annotated[float, typer.Option(help="time for the rounds of one video; at least 3 are made")] = 15.0,
+    budget_s: Annotated[float, typer.Option(help=f"for the rounds of a video, {LEAST_ROUNDS} at least")] = 15.0,
 ) -> None:
     console = Console()
     decoders, missing = {}, {}

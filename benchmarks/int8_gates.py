@@ -35,7 +35,7 @@ FROM_NOTHING: dict[str, Any] = {
     "sampling": {"frames": 8},
     "size": {"width": 64, "height": 64},
     "head": {"hidden": 128},
-    "optimisation": {"epochs": 12, "batch": 8, "learning_rate": 1e-3, "amp": "bf16"},
+    "optimisation": {"epochs": 50, "batch": 8, "learning_rate": 1e-3, "amp": "bf16"},
 }
 MODELS: dict[str, dict[str, Any]] = {
     "MobileNetV2 + LSTM": FROZEN,

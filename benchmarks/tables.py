@@ -10,6 +10,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from harec_deploy.intervals import wilson
+
 RESULTS = Path(__file__).parent / "results"
 GPU_CHECK = RESULTS / "gpu_check.json"
 DECODERS = ("PyAV sequential", "harec-deploy", "torchcodec approximate", "decord", "OpenCV grab/retrieve")
@@ -120,7 +122,7 @@ def engine_table() -> str:
 
 def int8_gates_table() -> str:
     """Return what the proof of int8 measured on trained models, the worst of the runners where they differ."""
-    heads = "held-out clips | labels kept | accuracy, PyTorch's | largest change of a probability | layers in float"
+    heads = "held-out clips | labels kept (95 %) | accuracy, PyTorch's | largest change of a probability | in float"
     rows = [f"| trained model, on | {heads} |", "|---" * 6 + "|"]
     for own in json.loads((RESULTS / "int8_gates.json").read_text())["rows"]:
         told = f"{own['model']}, {own['data']}"
@@ -129,10 +131,11 @@ def int8_gates_table() -> str:
             rows.append(f"| {told} | refused by the gate: {why} | | | | |")
             continue
         worst = min(own["proofs"], key=lambda proof: (proof["top1_agreement"], proof["accuracy"]))
-        cells = [f"{worst['clips']}", f"{worst['top1_agreement']:.3f}"]
+        low, high = wilson(worst["top1_agreement"] * worst["clips"], worst["clips"])
+        cells = [f"{worst['clips']}", f"{worst['top1_agreement']:.3f} ({low:.2f} to {high:.2f})"]
         cells += [f"{worst['accuracy']:.3f}, {worst['reference_accuracy']:.3f}"]
         cells += [f"{max(proof['max_abs_dp'] for proof in own['proofs']):.3f}"]
-        rows.append(f"| {told} | {' | '.join(cells)} | {len(own['kept_float'])} of {own['layers']} |")
+        rows.append(f"| {told} | {' | '.join(cells)} | {len(own['kept_float'])} of {own['layers']} layers |")
     return "\n".join(rows)
 
 
