@@ -24,6 +24,7 @@ INTRO = """# harec-deploy beside its peers
 makes an environment of its own, measures what is on this page but the soak ({minutes:.0f} minutes for the programs when
 these figures were taken), and writes the page. Parts of it are had with `PYTHONPATH=. python benchmarks/NAME.py`:
 side_by_side (`--only notebook,ray --rounds 1 --videos 4 --json /tmp/peers.json`), decode, growth, soak, charts, page.
+torchcodec and the pipe need FFmpeg on the machine (`apt install ffmpeg`); without it they are left out and named.
 
 Every program labels the same {videos} clips (320x240, Xvid in AVI as UCF-101 has them, 5 to 9 s) with the same
 ResNet-50 + LSTM, {frames} frames of a clip, 101 classes, weights that know the clips by heart. Each of
