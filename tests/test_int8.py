@@ -32,7 +32,7 @@ def int8(tmp_path_factory: pytest.TempPathFactory, exported: Path, videos: Path)
     """A bundle with fp32 and int8 graphs, and what export said. Do not write to it."""
     folder, told = tmp_path_factory.mktemp("int8") / "bundle", list[str]()
     shutil.copytree(exported, folder)
-    how = Int8Options(calibrate=[str(videos / "jump"), str(videos / "climb")])
+    how = Int8Options(calibrate=[str(videos / "jump"), str(videos / "swim")])
     export(folder, [str(videos)], precision="int8", int8=how, progress=told.append)
     return folder, told
 
