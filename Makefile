@@ -69,8 +69,8 @@ bench: export PYTHONPATH := .
 bench: .bench-venv/.ready
 	$(STEP) "1/4 side_by_side: labels compared, then speed, memory, start-up"
 	$(BENCH)/python benchmarks/side_by_side.py --json benchmarks/results/peers.json
-	$(STEP) "2/4 growth: classes, frames of a clip, length of a video"
-	$(BENCH)/python benchmarks/growth.py --json benchmarks/results/growth.json
+	$(STEP) "2/4 growth: videos, their length, classes, frames of a clip"
+	$(BENCH)/python benchmarks/growth.py --rounds 1 --json benchmarks/results/growth.json
 	$(STEP) "3/4 decode: speed and right frames of every decoder"
 	$(BENCH)/python benchmarks/decode.py --json benchmarks/results/decode.json
 	$(STEP) "4/4 charts and benchmarks/README.md"

@@ -12,6 +12,22 @@ from benchmarks.standing import programs
 RESULTS = Path(__file__).parent / "results"
 INK, PALE, GRID = "#222222", "#666666", "#dddddd"
 OWN, OTHERS, WRONG = "#c2410c", "#64748b", "#d4d4d8"
+# Of growth.py: what grows, which figure, times what, which axes are logarithmic, and the words at the axes.
+GROWTH = (
+    ("videos", "ms_a_video", 1, "x", "videos in a folder", "ms a video (small model)"),
+    ("lengths_s", "whole_s", 1, "both", "length of one video, s", "s from start to label"),
+    ("lengths_s", "peak_mib", 1, "both", "length of one video, s", "peak memory, MiB"),
+    ("frames", "ms_a_video", 1e-3, "linear", "frames of a clip, T", "s a video (ResNet-50)"),
+)
+LINES = (  # colour and marker; harec-deploy comes first
+    (OWN, "o"),
+    ("#334155", "s"),
+    ("#0f766e", "^"),
+    ("#1d4ed8", "v"),
+    ("#7c3aed", "D"),
+    ("#a16207", "P"),
+    ("#94a3b8", "X"),
+)
 mpl.rcParams.update({"font.size": 9, "axes.edgecolor": PALE, "axes.labelcolor": INK, "text.color": INK})
 
 
@@ -46,58 +62,30 @@ def peers_chart(facts: dict[str, Any]) -> Figure:
     return figure
 
 
-def growth_chart(growth: dict[str, Any], soak: dict[str, Any]) -> Figure:
-    """Return four panels: cost by the number of videos, length, classes and frames."""
-    figure = Figure(figsize=(8, 5.4), layout="constrained", dpi=150)
+def growth_chart(growth: dict[str, Any]) -> Figure:
+    """Return four panels: time by the number of videos, time and memory by length, time by frames of a clip."""
+    figure = Figure(figsize=(8, 6.4), layout="constrained", dpi=150)
     figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
-    panels = figure.subplots(2, 2).ravel()
-    folders = [(own["videos"], own["ms_a_video"]) for own in soak["folders"]]
-    lengths = [(own["value"], own["ms_a_video"]["median"] / 1e3) for own in growth["lengths_s"]]
-    longer = [(own["duration_s"], own["seconds"]) for own in soak["lengths"]]
-    line(panels[0], folders, "videos in a folder", "ms a video (small model)", logarithmic="x")
-    line(
-        panels[1],
-        lengths,
-        "length of one video, s",
-        "s to label it in windows",
-        logarithmic="both",
-        label="growth.py: from a loaded model",
-    )
-    line(panels[1], longer, "", "", logarithmic="both", label="soak.py: whole run", hollow=True)
-    panels[1].legend(frameon=False)
-    classes = [(own["value"], own["ms_a_video"]["median"]) for own in growth["classes"]]
-    line(panels[2], classes, "classes", "ms a video (small model)")
-    frames = [(own["value"], own["ms_a_video"]["median"] / 1e3) for own in growth["frames"]]
-    line(panels[3], frames, "frames of a clip, T", "s a video (ResNet-50)")
-    panels[3].set_xticks([value for value, _ in frames])
+    panels = figure.subplots(2, 2)
+    for panel, (kind, measure, unit, scale, x, y) in zip(panels.flat, GROWTH, strict=True):
+        for (name, rows), (colour, marker) in zip(growth[kind].items(), LINES, strict=False):
+            values = [row[measure] if measure == "peak_mib" else row[measure]["median"] for row in rows]
+            points = [row["value"] for row in rows], [value * unit for value in values]
+            own = name.startswith("harec-deploy")
+            how = {"linewidth": 2.4, "zorder": 3} if own else {"linewidth": 1.1}
+            panel.plot(*points, color=colour, marker=marker, markersize=4, label=name, **how)
+        panel.set(xscale="linear" if scale == "linear" else "log", yscale="log" if scale == "both" else "linear")
+        if scale != "both":
+            panel.set_ylim(0)
+        ticks = [row["value"] for row in next(iter(growth[kind].values()))]
+        panel.set_xticks(ticks, [f"{value:,}" for value in ticks])
+        panel.minorticks_off()
+        panel.set_xlabel(x)
+        panel.set_ylabel(y)
+        panel.grid(color=GRID)
+        bare(panel)
+    figure.legend(*panels.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return figure
-
-
-def line(
-    axes: Any,
-    points: list[tuple[float, float]],
-    x: str,
-    y: str,
-    *,
-    logarithmic: str = "",
-    label: str | None = None,
-    hollow: bool = False,
-) -> None:
-    """Draw one line of points; logarithmic: "x" or "both", an axis that is not begins at zero."""
-    colour = OTHERS if hollow else OWN
-    face = "white" if hollow else colour
-    axes.plot(*zip(*points, strict=True), marker="o", color=colour, markerfacecolor=face, label=label)
-    if logarithmic:
-        axes.set_xscale("log")
-    if logarithmic == "both":
-        axes.set_yscale("log")
-    else:
-        axes.set_ylim(0, max(axes.get_ylim()[1], 1.15 * max(value for _, value in points)))
-    if x:
-        axes.set_xlabel(x)
-        axes.set_ylabel(y)
-    axes.grid(color=GRID)
-    bare(axes)
 
 
 def draw() -> list[Path]:
@@ -107,7 +95,7 @@ def draw() -> list[Path]:
     if "peers" in read:
         drawn["peers.png"] = peers_chart(read["peers"])
     if "growth" in read:
-        drawn["growth.png"] = growth_chart(read["growth"], read["soak"])
+        drawn["growth.png"] = growth_chart(read["growth"])
     for name, figure in drawn.items():
         figure.savefig(RESULTS / name, metadata={"Software": None})
     return [RESULTS / name for name in drawn]

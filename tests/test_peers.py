@@ -179,11 +179,38 @@ def test_a_program_is_measured_from_outside_with_its_children() -> None:
     assert label_s - ready_s > 0.25
 
 
+def growth() -> dict[str, Any]:
+    """Return what growth.py writes: the peer left out of the greatest length, and of windows."""
+    at = {"videos": [100, 1000], "lengths_s": [5, 60], "classes": [2, 101], "frames": [8, 16], "windows_s": [5]}
+    found: dict[str, Any] = {}
+    for kind, values in at.items():
+        rows = [
+            {"value": value, "ms_a_video": middle([12.0, 10.0, 11.0]), "whole_s": middle([2.5]), "peak_mib": 345.6}
+            for value in values
+        ]
+        rows = [{**row, "every_round_ms": [12.0, 10.0, 11.0]} for row in rows]
+        found[kind] = {"harec-deploy fp32": rows, "PyTorchVideo": [{**rows[0], "peak_mib": 12.0}]}
+    found["windows_s"].pop("PyTorchVideo")
+    return found
+
+
+def test_growth_is_shown_for_every_program() -> None:
+    told = page.growth_section(growth())
+    assert "| **harec-deploy fp32** | 11.0 (346) | 11.0 (346) |\n| PyTorchVideo | 11.0 (12.0) | - |" in told
+    assert "s from the program's start to the label (peak memory, MiB)\n\n|  | 5 | 60 |" in told
+    assert told.count("PyTorchVideo |") == 4
+    assert told.count("Ahead of harec-deploy: PyTorchVideo is smaller at ") == 4
+    assert "is quicker" not in told
+    assert "growth.py --rounds 3`" in told
+
+
 def test_charts_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "peers.json").write_text(json.dumps(results(slow=program("fp32", [1.0, 1.1]))))
     monkeypatch.setattr(charts, "RESULTS", tmp_path)
-    (picture,) = charts.draw()
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    (tmp_path / "growth.json").write_text(json.dumps(growth()))
+    pictures = charts.draw()
+    assert [picture.name for picture in pictures] == ["peers.png", "growth.png"]
+    assert all(picture.read_bytes().startswith(b"\x89PNG") for picture in pictures)
 
 
 def test_the_page_is_what_the_results_say() -> None:
