@@ -8,6 +8,7 @@ time and files, without the right to gain privileges, and gone when its parent i
 
 import contextlib
 import ctypes
+import gc
 import mmap
 import os
 import resource
@@ -18,6 +19,7 @@ import sys
 import time
 from collections.abc import Iterator
 from importlib import import_module
+from itertools import count
 from pathlib import Path
 
 import msgspec
@@ -32,6 +34,9 @@ from harec_deploy.windows import Track
 
 MAX_MESSAGE_BYTES = 1 << 20
 PYAV = "pyav"  # the decoder of one video at a time
+COLLECT_EVERY = (
+    50  # videos, whose containers and streams hold each other: a child that waits for Python keeps thousands
+)
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38  # linux/prctl.h
 
 
@@ -178,13 +183,18 @@ def main() -> None:
     module, _, attribute = plan.decoder.partition(":")
     decoder: Decoder = getattr(import_module(module), attribute)()
     memory = np.frombuffer(mmap.mmap(setup.memory_fd, plan.part_bytes), dtype=np.uint8)
+    gc.freeze()  # what was imported stays, and need not be looked through
     with socket.socket(fileno=setup.socket_fd) as stream:
-        while (data := receive(stream)) is not None:
+        for number in count(1):
+            if (data := receive(stream)) is None:
+                return
             path = Path(os.fsdecode(msgspec.msgpack.decode(data, type=Job).path))
             for answer in _answers(decoder, path, plan, memory):
                 send(stream, answer)
                 if not answer.last and receive(stream) is None:
                     return
+            if number % COLLECT_EVERY == 0:
+                gc.collect()
 
 
 def _answers(decoder: Decoder, path: Path, plan: Plan, memory: NDArray[np.uint8]) -> Iterator[Answer]:
