@@ -20,7 +20,6 @@ import msgspec
 import numpy as np
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks.architectures import FROZEN, SEQUENCE
 from harec_deploy.bundle import load
@@ -98,10 +97,12 @@ def every_layer(folder: Path, work: Path) -> list[dict[str, Any]]:
 def main(
     clips: Annotated[Path, typer.Argument(help="UT-Interaction")],
     encoder_weights: Annotated[Path, typer.Option(help="of MobileNetV2, as torchvision has them")],
-    out: Annotated[Path | None, typer.Option("--json", help="write all figures here")] = None,
+    out: Annotated[Path, typer.Option("--json", help="all figures, written after each model")],
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the models that the JSON lacks")] = False,
 ) -> None:
-    console, rows = Console(), list[dict[str, Any]]()
-    table = Table("model", "clips", "runner", "labels kept", "accuracy", "of PyTorch", "max |dp|", "layers in float")
+    console = Console()
+    rows: list[dict[str, Any]] = json.loads(out.read_text())["rows"] if resume and out.exists() else []
+    done = {(row["data"], row["model"]) for row in rows}
     with tempfile.TemporaryDirectory(prefix="harec-int8-") as folder:
         synthesize(Path(folder) / "videos", **SCENES)  # type: ignore[arg-type]
         sets = {
@@ -110,22 +111,13 @@ def main(
         }
         for data, samples in sets.items():
             half, *_ = folds(samples, 2, seed=0)
-            for name in MODELS:
-                row = gate(name, data, half, encoder_weights, Path(folder) / f"{data} {name}")
-                rows.append(row)
-                console.print(row.get("refused", f"{name} on {data}: trained in {row['training_s']} s"))
-                console.print(*row["every_layer"], sep="\n")
-                for proof in row.get("proofs", []):
-                    cells = [f"{proof['top1_agreement']:.3f} of {proof['clips']}", f"{proof['accuracy']:.3f}"]
-                    cells += [f"{proof['reference_accuracy']:.3f}", f"{proof['max_abs_dp']:.3f}"]
-                    told = f"{len(row['kept_float'])} of {row['layers']}"
-                    table.add_row(name, data, proof["runner"], *cells, told)
-    console.print(table)
-    if out:
-        text = json.dumps({"machine": facts(), "rows": rows}, indent=1)
-        for root in (Path(folder) / "videos", clips.absolute()):  # which is this machine's
-            text = text.replace(f"{root}/", "")
-        out.write_text(text + "\n")
+            for name in (name for name in MODELS if (data, name) not in done):
+                rows.append(gate(name, data, half, encoder_weights, Path(folder) / f"{data} {name}"))
+                console.print(rows[-1])
+                text = json.dumps({"machine": facts(), "rows": rows}, indent=1)
+                for root in (Path(folder) / "videos", clips.absolute()):  # which is this machine's
+                    text = text.replace(f"{root}/", "")
+                out.write_text(text + "\n")
 
 
 if __name__ == "__main__":
