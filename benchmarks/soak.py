@@ -109,6 +109,10 @@ def folder_run(bundle: Path, sources: list[Path], count: int, root: Path) -> dic
         "videos": count,
         "ms_a_video": round(1e3 / facts["videos_per_s"], 2),
         "rss_mib": [round(held.rss_mib[steady[0]], 1), round(max(held.rss_mib[at] for at in half), 1)],
+        "child_rss_mib": [
+            round(held.child_rss_mib[steady[0]], 1),
+            round(max(held.child_rss_mib[at] for at in half), 1),
+        ],
         "descriptors": [held.descriptors[steady[0]], max(held.descriptors[at] for at in half)],
         "children": [min(held.children[at] for at in steady), max(held.children[at] for at in steady)],
     }

@@ -150,6 +150,38 @@ def int8_gates_table() -> str:
     return "\n".join(rows)
 
 
+def trials_table() -> str:
+    """Return what was tried of the engine in int8, as times of what the runner takes."""
+    facts = json.loads((RESULTS / "engine_trials.json").read_text())
+    rows = ["| int8 encoder of ResNet-50, 16 frames | ms | times as long (lowest to highest round) |", "|---" * 3 + "|"]
+    for runtime, words in (("openvino", "OpenVINO"), ("onnx", "ONNX Runtime")):
+        for name, own in facts[runtime].items():
+            times = own["times_shipped"]
+            spread = f"{times['median']:.2f} ({times['lowest']:.2f} to {times['highest']:.2f})"
+            told = name if name.startswith(words) else f"{words}, {name}"
+            rows.append(f"| {told} | {own['ms']['median']:.0f} | {spread} |")
+    layers = facts["openvino_layers"]
+    rows.append(
+        f"\nOf the file's {layers['nodes']} nodes OpenVINO runs {layers['run']}, inputs and constants with them; "
+        f"{layers['reorders']} change a layout."
+    )
+    return "\n".join(rows)
+
+
+def jitter_table() -> str:
+    """Return how right the frozen model is on inner folds by the way in which training clips are shifted in time."""
+    facts = json.loads((RESULTS / "jitter.json").read_text())
+    words = {"clip": "a clip's frames alike", "frame": "each frame by itself", "none": "not at all"}
+    count = len(facts["correct"])
+    rows = [f"| training clips are shifted in time | accuracy | of {count}: better, worse than each by itself |"]
+    rows.append("|---" * 3 + "|")
+    for name, told in words.items():
+        own = facts[name]
+        beside = "-" if name == "frame" else f"{own['better']}, {own['worse']}"
+        rows.append(f"| {told} (`--jitter {name}`) | {own['mean']:.3f} | {beside} |")
+    return "\n".join(rows)
+
+
 def reuse_table() -> str:
     """Return what reused features spare and cost, by footage and threshold."""
     facts = json.loads((RESULTS / "reuse.json").read_text())
@@ -192,10 +224,12 @@ def windows_table() -> str:
 
 def folders_table() -> str:
     """Return what a run holds as the folder grows."""
-    rows = ["| videos | ms a video | memory, MiB | descriptors | children |", "|---|---|---|---|---|"]
+    heads = "videos | ms a video | memory, MiB | its largest decoding child, MiB | descriptors | children"
+    held = ("rss_mib", "child_rss_mib", "descriptors", "children")
+    rows = [f"| {heads} |", "|---" * 6 + "|"]
     for own in json.loads((RESULTS / "soak.json").read_text())["folders"]:
         cells = [f"{own['videos']:,}", f"{own['ms_a_video']:.1f}"]
-        cells += [" to ".join(f"{value:g}" for value in own[name]) for name in ("rss_mib", "descriptors", "children")]
+        cells += [" to ".join(f"{value:g}" for value in own[name]) for name in held]
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 
@@ -223,12 +257,14 @@ TABLES = {
     "leak": leak_table,
     "end_to_end": end_to_end_table,
     "engine": engine_table,
+    "trials": trials_table,
     "int8_gates": int8_gates_table,
     "reuse": reuse_table,
     "normalisation": normalisation_table,
     "windows": windows_table,
     "folders": folders_table,
     "lengths": lengths_table,
+    "jitter": jitter_table,
 }
 if GPU_CHECK.exists():  # there is nothing to show before it ran on a GPU
     TABLES["gpu"] = gpu_table
