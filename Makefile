@@ -1,6 +1,6 @@
 # make demo   everything from nothing: data, training, export with proof, labels, pictures
 # make test   what CI runs: lint, types, tests
-# make bench  the peers side by side: needs 2 quiet cores for about 75 minutes, and FFmpeg (apt install ffmpeg), without
+# make bench  the peers side by side: needs 2 quiet cores for more than an hour, and FFmpeg (apt install ffmpeg), without
 #             which torchcodec is left out; writes benchmarks/README.md
 # make gpu-check   on a machine with a GPU, with what is installed there: GPU tests and figures, within 9 minutes
 PYTHON ?= python3

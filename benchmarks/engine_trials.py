@@ -3,7 +3,7 @@
     PYTHONPATH=. python benchmarks/engine_trials.py CLIPS --json benchmarks/results/engine_trials.json
 
 The int8 encoder of engine.py, ResNet-50 with 16 frames of 224x224: streams and parts, threads pinned to cores or not,
-frames or planes at its input, pixels already normalised, and what a runtime fuses. Rounds are interleaved; a trial's
+pixels already normalised, the layout of channels, and what a runtime fuses. Rounds are interleaved; a trial's
 ratio is how many times as long it takes as the runner does, above 1 where it loses.
 """
 
@@ -27,7 +27,7 @@ from rich.console import Console
 from benchmarks.measured import middle, ratio
 from harec_deploy.export.quantise import calibration_frames
 from harec_deploy.export.verify import read_clips
-from harec_deploy.runners.onnx import OnnxRunner
+from harec_deploy.runners.onnx import SPIN_US, OnnxRunner
 from harec_deploy.runners.openvino import OpenVINORunner
 from harec_deploy.runners.uint8 import read_for_cpu
 
@@ -54,10 +54,11 @@ def in_openvino(model: bytes, frames: NDArray[Any], rows: int, **options: Any) -
 
 
 def in_onnxruntime(model: bytes, frames: NDArray[Any], level: str = "ORT_ENABLE_ALL", **entries: str) -> Run:
+    """Return a run of the frames with the runner's settings but for ``entries``, whose "__" stand for dots."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 2
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
-    for name, value in entries.items():
+    for name, value in {"intra_op__spin_duration_us": str(SPIN_US), **entries}.items():
         options.add_session_config_entry(f"session.{name.replace('__', '.')}", value)
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name

@@ -139,7 +139,10 @@ def main(
     out: Annotated[Path, typer.Option("--json", help="all figures")] = Path("benchmarks/results/growth.json"),
 ) -> None:
     console = Console()
-    chosen = {kind: [int(value) for value in text.split(",")] if kind in kinds else [] for kind, text in VALUES.items()}
+    chosen = {
+        kind: [int(value) for value in text.split(",")] if kind in kinds.split(",") else []
+        for kind, text in VALUES.items()
+    }
     asked = {kind: values[: 2 if least else None] for kind, values in chosen.items()}
     named = [peer for peer in PEERS if peer.name in NAMES]
     programs = [peer for peer in named if any(part in peer.name for part in only.split(","))]

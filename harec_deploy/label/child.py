@@ -34,9 +34,7 @@ from harec_deploy.windows import Track
 
 MAX_MESSAGE_BYTES = 1 << 20
 PYAV = "pyav"  # the decoder of one video at a time
-COLLECT_EVERY = (
-    50  # videos, whose containers and streams hold each other: a child that waits for Python keeps thousands
-)
+COLLECT_EVERY = 50  # videos: containers and streams hold each other, and Python by itself lets thousands gather
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38  # linux/prctl.h
 
 
