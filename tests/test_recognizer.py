@@ -1,5 +1,7 @@
 """A loaded bundle: one answer for frames, clips and videos, whoever executes it."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +120,22 @@ class TestLabel:
             alone, shared = recognizer.label(path), many[str(path)]
             assert alone.label == shared.label
             assert alone.score == pytest.approx(shared.score, abs=1e-5)
+
+    @pytest.mark.parametrize(("last", "status"), [("", 0), ("raise ValueError('theirs')", 1)])
+    def test_a_program_that_leaves_results_untaken_ends(
+        self, exported: Path, videos: Path, last: str, status: int
+    ) -> None:
+        code = f"""
+import harec_deploy
+results = harec_deploy.load({str(exported)!r}, runner="openvino", precision="fp32").label_many(
+    {[str(path) for path in sorted(videos.rglob("*.mp4"))] * 5!r}, workers=1
+)
+print(next(results).status)
+{last}
+"""
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+        assert (done.stdout, done.returncode) == ("ok\n", status), done.stderr
+        assert ("ValueError: theirs" in done.stderr) == bool(last)
 
 
 class TestChoice:

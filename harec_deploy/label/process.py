@@ -1,6 +1,7 @@
 """A decoding child seen from the parent: a process, a socket, shared memory and a pipe for its last words.
 
-All of it can be lost at any moment, and is replaced when it is needed again.
+All of it can be lost at any moment, and is replaced when it is needed again. A child can be started before its plan is
+known: what it imports takes some 0.2 s, in which the model is loaded.
 """
 
 import contextlib
@@ -9,26 +10,27 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 
 import msgspec
 
 from harec_deploy.errors import VideoError
-from harec_deploy.label.child import Plan, Setup, receive, send
+from harec_deploy.label.child import Plan, Setup, command, receive, send
 
 PATIENCE_S = 5.0  # for the rest of a message that has begun
-_START = "import sys, json; sys.path[:] = json.loads(sys.argv.pop()); from {module} import main; main()"
 
 
 class ChildProcess:
-    """A place for one child, which runs ``main`` of ``module`` and shares ``memory_bytes`` with this process."""
+    """A place for one child, which runs ``main`` of a module in this folder and shares memory with this process.
 
-    def __init__(self, module: str, plan: Plan, memory_bytes: int) -> None:
-        self.plan = plan
-        self._start = _START.format(module=module)
+    memory: what is shared, once there is a plan.
+    """
+
+    memory: mmap.mmap
+
+    def __init__(self, module: str) -> None:
+        self._module = module
+        self._plan: Plan | None = None
         self._memory_fd = os.memfd_create("frames")
-        os.truncate(self._memory_fd, memory_bytes)
-        self.memory = mmap.mmap(self._memory_fd, memory_bytes)
         self._words = -1  # the reading end of a pipe for what a dying child says
         self._child: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
@@ -54,13 +56,24 @@ class ChildProcess:
         assert self._socket is not None
         return receive(self._socket)
 
+    def equip(self, plan: Plan, memory_bytes: int) -> None:
+        """Say, once, what the child is to do and how much memory it shares; one that waits for that is told."""
+        self._plan = plan
+        os.truncate(self._memory_fd, memory_bytes)
+        self.memory = mmap.mmap(self._memory_fd, memory_bytes)
+        if self.there:
+            self.send(plan)
+
     def start(self) -> None:
         """Start a child where there is none, and forget what it said so far."""
-        if self._child is None:
-            self._spawn()
+        assert self._plan is not None
+        if not self.there:
+            self.spawn()
+            self.send(self._plan)
         self._said()
 
-    def _spawn(self) -> None:
+    def spawn(self) -> None:
+        """Start a child, which imports what it needs and waits for its plan."""
         ours, theirs = socket.socketpair()
         # A child may not write to files, and may not wait for anybody who reads.
         self._words, words = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -68,12 +81,10 @@ class ChildProcess:
             socket_fd=theirs.fileno(),
             memory_fd=self._memory_fd,
             parent=os.getpid(),
-            plan=self.plan,
         )
-        paths = msgspec.json.encode([path for path in sys.path if path]).decode()
         with theirs:
             self._child = subprocess.Popen(
-                [sys.executable, "-c", self._start, msgspec.json.encode(setup).decode(), paths],
+                command(self._module, msgspec.json.encode(setup).decode()),
                 pass_fds=(setup.socket_fd, setup.memory_fd),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -130,5 +141,6 @@ class ChildProcess:
     def close(self) -> None:
         """End the child and give back the memory."""
         self.end()
-        self.memory.close()
+        if self._plan:
+            self.memory.close()
         os.close(self._memory_fd)

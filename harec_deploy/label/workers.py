@@ -10,15 +10,16 @@ import contextlib
 import os
 import queue
 import select
+import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from harec_deploy.discover import VideoFile
 from harec_deploy.label.child import Plan
+from harec_deploy.label.process import ChildProcess
 from harec_deploy.label.slots import BatchSlot, Decoded, OneSlot, Returned, Slot
 
 
@@ -28,16 +29,21 @@ def default_workers() -> int:
 
 
 def decode_ahead(
-    videos: Iterable[VideoFile], plan: Plan, workers: int, stop: threading.Event | None = None
+    videos: Iterable[VideoFile],
+    plan: Plan,
+    workers: int,
+    stop: threading.Event | None = None,
+    children: Sequence[ChildProcess] = (),
 ) -> Iterator[Decoded]:
     """Decode videos in ``workers`` children and yield each as it is done, long ones part by part.
 
     With ``plan.batch`` its children pull from the same queue; a video that they refuse, or that they are lost with,
     goes to the others. A video whose child of one crashes, runs out of memory or takes longer than the limit is tried
     once; its error has the code decoder_crashed, out_of_memory or timeout. Setting ``stop`` ends the children and then,
-    when what is decoded was taken, the generator; closing the generator ends both at once.
+    when what is decoded was taken, the generator; closing the generator ends both at once. ``children`` are those of
+    the workers that were started before, and end with the others.
     """
-    done: queue.Queue[Decoded | None] = queue.Queue(maxsize=2 * workers)
+    done: queue.Queue[Decoded | BaseException | None] = queue.Queue(maxsize=2 * workers)
     closed = threading.Event()
 
     def stopped() -> bool:
@@ -45,22 +51,25 @@ def decode_ahead(
 
     def pump() -> None:
         try:
-            for decoded in _decode_all(videos, plan, workers, stopped):
+            for decoded in _decode_all(videos, plan, workers, stopped, children):
                 done.put(decoded)
-        finally:
             done.put(None)
+        except BaseException as error:  # noqa: BLE001 - raised where results are taken
+            done.put(error)
 
-    with ThreadPoolExecutor(1, thread_name_prefix="decode") as pool:
-        pumping = pool.submit(pump)
-        try:
-            while (decoded := done.get()) is not None:
-                yield decoded
-            pumping.result()  # raises what stopped it
-        finally:
-            closed.set()
-            while not pumping.done():  # it may wait for room in the queue
-                with contextlib.suppress(queue.Empty):
-                    done.get(timeout=0.05)
+    # No program waits for a daemon when it ends, whatever it left untaken; the children end with it.
+    pumping = threading.Thread(target=pump, name="decode", daemon=True)
+    pumping.start()
+    try:
+        while (decoded := done.get()) is not None:
+            if isinstance(decoded, BaseException):
+                raise decoded
+            yield decoded
+    finally:
+        closed.set()
+        while pumping.is_alive() and not sys.is_finalizing():  # it may wait for room in the queue
+            with contextlib.suppress(queue.Empty):
+                done.get(timeout=0.05)
 
 
 class _Queue:
@@ -95,11 +104,16 @@ class _Queue:
 
 
 def _decode_all(
-    videos: Iterable[VideoFile], plan: Plan, workers: int, stopped: Callable[[], bool]
+    videos: Iterable[VideoFile],
+    plan: Plan,
+    workers: int,
+    stopped: Callable[[], bool],
+    children: Sequence[ChildProcess],
 ) -> Iterator[Decoded]:
     waiting = _Queue(videos, plan)
     batches = [BatchSlot(plan) for _ in range(plan.batch.children)] if plan.batch else []
-    slots: list[Slot] = [*batches, *(OneSlot(plan) for _ in range(workers))]
+    own = [*children, *[None] * (workers - len(children))]
+    slots: list[Slot] = [*batches, *(OneSlot(plan, child) for child in own)]
     try:
         while not stopped():
             yield from _fill(slots, waiting)
