@@ -40,8 +40,9 @@ from harec_deploy.label.engine import Engine, Stages
 from harec_deploy.label.journal import read_rows
 from harec_deploy.label.options import Options
 from harec_deploy.label.run import label, make_plan
-from harec_deploy.label.workers import Decoded, decode_ahead, default_workers
+from harec_deploy.label.workers import Decoded, decode_ahead
 from harec_deploy.loading import load
+from harec_deploy.machine import cores
 from harec_deploy.recognizer import Recognizer
 from tests.media import Clip, make_packed_avi
 
@@ -88,10 +89,10 @@ class Bench:
         self.speeds.setdefault(name, []).append(speed)
 
     def decode(self, recognizer: Recognizer) -> list[Decoded]:
-        return list(decode_ahead(self.videos, make_plan(recognizer), default_workers()))
+        return list(decode_ahead(self.videos, make_plan(recognizer), cores()))
 
     def engine(self, recognizer: Recognizer, decoded: list[Decoded]) -> Labels:
-        done = Engine(recognizer, Stages(default_workers())).label(decoded)
+        done = Engine(recognizer, Stages(cores())).label(decoded)
         return {Path(each.video.name).name: each.result.label or "" for each in done}
 
     def run(self, precision: str, out: Path) -> tuple[float, Labels]:

@@ -23,7 +23,8 @@ from harec_deploy.label.child import Plan
 from harec_deploy.label.journal import read_rows
 from harec_deploy.label.options import Options
 from harec_deploy.label.run import label
-from harec_deploy.label.workers import decode_ahead, default_workers
+from harec_deploy.label.workers import decode_ahead
+from harec_deploy.machine import cores
 from harec_deploy.recognizer import PART_FRAMES
 from harec_deploy.sampling import ClipSampling
 
@@ -139,7 +140,7 @@ def decode_alone(plan: Plan, paths: Sequence[Path], seconds: float) -> tuple[flo
 
     refused: videos that the GPU's decoder left to the CPU's cores.
     """
-    workers = default_workers()
+    workers = cores()
     warm = 2 * workers if getattr(plan, "batch", None) is None else WARM_UP  # videos before the clock counts
     ends, refused = [], 0
     for decoded in decode_ahead(_again(paths, 2 * warm, seconds), plan, workers):

@@ -18,7 +18,7 @@ from benchmarks.decode import X264, scene
 from benchmarks.gpu_check import Row, Setup
 from harec_deploy.bundle import Bundle, load, save
 from harec_deploy.decode import VideoInfo, choose
-from harec_deploy.machine import cpu
+from harec_deploy.machine import cores
 from harec_deploy.runners import RUNNERS
 from harec_deploy.sampling import whole
 from harec_deploy.spec import BundleSpec, Variant
@@ -92,7 +92,7 @@ def encode(path: Path, kind: Kind, seed: int) -> None:
 def prepare(setup: Setup) -> Iterator[Row]:
     """Encode the videos, small ones first, then make the model and its variants."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max(int(cpu()["cores_allowed"]), 1), mp_context=context) as pool:
+    with ProcessPoolExecutor(cores(), mp_context=context) as pool:
         for name, kind in kinds(setup).items():
             start, folder = time.perf_counter(), _folder(setup, name)
             folder.mkdir(parents=True, exist_ok=True)

@@ -150,6 +150,19 @@ def int8_gates_table() -> str:
     return "\n".join(rows)
 
 
+def int8_biases_table() -> str:
+    """Return how far features are off and which labels stay with every layer in int8, by calibration and biases."""
+    names = {"minmax": "min-max", "percentile": "percentile", "entropy": "entropy"}
+    heads = [f"{words}, {how}" for words in names.values() for how in ("biases as they were", "corrected")]
+    rows = [f"| every layer in int8: features' error, labels kept | {' | '.join(heads)} |", "|---" * 7 + "|"]
+    for own in json.loads((RESULTS / "int8_gates.json").read_text())["rows"]:
+        told = {(row["method"], row["biases_corrected"]): row for row in own["every_layer"]}
+        each = [told[name, corrected] for name in names for corrected in (False, True)]
+        cells = [f"{row['feature_error']:.3f}, {row['labels_kept']} of {row['clips']}" for row in each]
+        rows.append(f"| {own['model']}, {own['data']} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
 def trials_table() -> str:
     """Return what was tried of the engine in int8, as times of what the runner takes."""
     facts = json.loads((RESULTS / "engine_trials.json").read_text())
@@ -259,6 +272,7 @@ TABLES = {
     "engine": engine_table,
     "trials": trials_table,
     "int8_gates": int8_gates_table,
+    "int8_biases": int8_biases_table,
     "reuse": reuse_table,
     "normalisation": normalisation_table,
     "windows": windows_table,

@@ -42,6 +42,11 @@ class VideoFile:
             return cls(name, path, error=VideoError("not_regular"))
         return cls(name, path, status.st_size, status.st_mtime_ns)
 
+    @classmethod
+    def named(cls, name: str) -> "VideoFile":
+        """Look at what was named itself: then what a link leads to is meant."""
+        return cls.at(name, Path(os.path.realpath(name)))
+
     @property
     def key(self) -> tuple[str, int, int]:
         """What a finished row is found by when a run is resumed."""
@@ -92,8 +97,7 @@ def discover(
             followed = _follow(links, name, found, all_files=all_files) if follow_links else 0
             found.ignored["links"] += len(links) - followed
         else:
-            # A link that was named itself is meant; one that turns up in a folder is not followed.
-            found.videos.append(VideoFile.at(name, Path(os.path.realpath(name))))
+            found.videos.append(VideoFile.named(name))
         if shard:
             places.update((video.name, place_of(video.name, root)) for video in found.videos[before:])
     found.ignored += Counter()  # without the zeros
@@ -106,12 +110,18 @@ def discover(
     return found
 
 
-def _expand(inputs: Iterable[str]) -> Iterator[str]:
+def _expand(inputs: Iterable[str], lists: tuple[str, ...] = ()) -> Iterator[str]:
+    """Yield the paths that inputs stand for; ``lists`` are the files that they come from, one named in the other."""
     for text in inputs:
         if text.startswith("@"):
-            yield from _expand(_listed(Path(text[1:])))
+            file = os.path.realpath(text[1:])
+            if file in lists:
+                raise UsageError(f"{text}: the list names itself; expected a text file with a path a line")
+            yield from _expand(_listed(Path(text[1:])), (*lists, file))
         elif os.path.lexists(text):
-            yield os.path.normpath(text)
+            short = os.path.normpath(text)
+            # Behind a link to a folder ".." is not the folder that the link lies in.
+            yield short if os.path.realpath(short) == os.path.realpath(text) else text
         elif "://" in text:
             raise UsageError(f"{text}: only local files and folders are labelled; download it first")
         elif any(mark in text for mark in "*?["):
@@ -143,24 +153,31 @@ def _listed(path: Path) -> list[str]:
 def _walk(folder: str, found: Discovery, *, all_files: bool, own: frozenset[str]) -> Iterator[str]:
     """Take the videos of a folder and of those in it; yield the links."""
     names = {Path(path).name for path in own}  # a path is resolved only where its name says that it may be own
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: os.fsencode(entry.name))
-    except OSError as error:
-        found.videos.append(
-            VideoFile(folder, Path(folder).absolute(), error=VideoError("unreadable", f"{error.strerror}"))
-        )
-        return
-    for entry in entries:
-        if entry.is_symlink():
+    open_folders = [_entries(folder, found)]  # no recursion: folders may lie deeper than Python can call
+    while open_folders:
+        entry = next(open_folders[-1], None)
+        if entry is None:
+            open_folders.pop()
+        elif entry.is_symlink():
             yield entry.path
         elif entry.name in names and os.path.realpath(entry.path) in own:
             found.ignored["own files"] += 1
         elif entry.is_dir(follow_symlinks=False):
-            yield from _walk(entry.path, found, all_files=all_files, own=own)
+            open_folders.append(_entries(entry.path, found))
         elif all_files or _is_named_like_a_video(entry.path):
             found.videos.append(VideoFile.at(entry.path, Path(entry.path).absolute()))
         else:
             found.ignored["other files"] += 1
+
+
+def _entries(folder: str, found: Discovery) -> Iterator[os.DirEntry[str]]:
+    """Return what is in a folder, by name; one that cannot be read is taken down as a video that failed."""
+    try:
+        return iter(sorted(os.scandir(folder), key=lambda entry: os.fsencode(entry.name)))
+    except OSError as error:
+        reason = VideoError("unreadable", f"{error.strerror}")
+        found.videos.append(VideoFile(folder, Path(folder).absolute(), error=reason))
+        return iter(())
 
 
 def _follow(links: Iterable[str], root: str, found: Discovery, *, all_files: bool) -> int:

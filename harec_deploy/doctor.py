@@ -39,7 +39,7 @@ def examine(bundle: Path | None = None, *, patience_s: float = PATIENCE_S) -> li
     patience_s: how long each package may take to be imported and asked.
     """
     arguments = {"choice": (str(bundle),) if bundle else ()}
-    with ThreadPoolExecutor(max(int(machine.cpu()["cores_allowed"]), 1)) as pool:
+    with ThreadPoolExecutor(machine.cores()) as pool:
         asked = {name: pool.submit(ask, name, *arguments.get(name, ()), patience_s=patience_s) for name in PROBES}
         answers = {name: each.result() for name, each in asked.items()}
     return [_cpu(), _memory(), *(_find(answers, name) for name in PROBES)]

@@ -137,7 +137,11 @@ def state_folder() -> Path:
 def _user_folder(variable: str, default: str) -> Path:
     # https://specifications.freedesktop.org/basedir-spec: a relative path counts as none
     given = Path(os.environ.get(variable, ""))
-    return (given if given.is_absolute() else Path.home() / default) / "harec-deploy"
+    try:
+        home = given if given.is_absolute() else Path.home() / default
+    except RuntimeError:  # no HOME, and a user that the system does not know, as in a container
+        raise OutputError(f"there is no home folder: set {variable} to an absolute path") from None
+    return home / "harec-deploy"
 
 
 def _prefix(path: Path) -> str:

@@ -42,6 +42,11 @@ def cpu() -> dict[str, Any]:
     }
 
 
+def cores() -> int:
+    """Return how many whole cores this process may use by affinity and control groups, at least one."""
+    return max(int(cpu()["cores_allowed"]), 1)
+
+
 def instruction_sets() -> dict[str, bool]:
     """Tell which instruction sets the processor has."""
     flags = set((_cpuinfo("flags") or _cpuinfo("Features")).split())

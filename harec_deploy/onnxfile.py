@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 _LENGTH_DELIMITED = 2
 _MAX_DEPTH = 200  # messages inside each other: a loop in a loop takes four; real graphs have few
+_MAX_FIELD = 1 << 29  # as the encoding has it
 _EXTERNAL_DATA, _DATA_LOCATION = 13, 14  # TensorProto
 
 # message -> {field number: message of the field}
@@ -58,6 +59,8 @@ def fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     while at < len(data):
         tag, at = _varint(data, at)
         number, wire = tag >> 3, tag & 7
+        if not 0 < number < _MAX_FIELD:  # readers in C++ drop the high bits, and would see another field
+            raise ValueError(f"field number {number} at byte {at}")
         if wire == 0:
             value, at = _varint(data, at)
             yield number, value

@@ -117,7 +117,10 @@ def _place(pick: Pick) -> tuple[str, dict[str, Any], str]:
 
 def _read() -> tuple[list[Pick], str]:
     """Return all choices, and what is wrong with the file, or ""."""
-    file = path()
+    try:
+        file = path()
+    except OutputError:  # no folder to have one in
+        return [], ""
     try:
         if not file.exists():
             return [], ""

@@ -3,6 +3,7 @@
 frames (N, H, W, 3) uint8 -> encode -> features (N, D) -> (B, T, D) -> classify -> probabilities (B, C)
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -210,7 +211,8 @@ class Recognizer:
             raise UsageError("reuse_threshold: this model takes whole clips and has no features of frames to reuse")
         track = Track(self.spec.sampling, windows, reuse_threshold)
         try:
-            self.feed(track, choose().stream(Path(path), track.timestamps_s, self.spec.size, self.part_frames))
+            video = Path(os.path.realpath(path))  # a link that is named is meant
+            self.feed(track, choose().stream(video, track.timestamps_s, self.spec.size, self.part_frames))
         except VideoError as error:
             return VideoResult(str(path), error=error)
         return self.result(str(path), track)
@@ -219,7 +221,7 @@ class Recognizer:
         """Label many videos, decoding ahead in ``workers`` processes; results come as they are done, not in order."""
         from harec_deploy.label.run import label_stream
 
-        return label_stream(self, ((str(path), Path(path)) for path in paths), workers=workers)
+        return label_stream(self, (os.fspath(path) for path in paths), workers=workers)
 
     def result(self, path: str, track: Track, min_score: float = 0.0) -> VideoResult:
         """Make a video's result of its windows and their probabilities."""

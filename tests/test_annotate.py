@@ -317,6 +317,28 @@ def is_alive(process: int) -> bool:
 
 
 @pytest.mark.usefixtures("faulty")
+def test_a_run_that_was_stopped_starts_nothing_and_tells_no_faults(tmp_path: Path) -> None:
+    make_video(tmp_path / "a.mp4", frames=10)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/a.mp4").write_text("of another model")
+    stop = threading.Event()
+    stop.set()
+    rows = [row_of(tmp_path / "a.mp4", tmp_path)]
+    assert annotate_all(tmp_path / "out", rows, root=tmp_path, stop=stop) == Annotated(0, [])
+    assert not (tmp_path / "out/a.mp4").exists()
+
+
+def test_a_copy_that_is_older_than_the_journal_is_made_again(tmp_path: Path) -> None:
+    make_video(tmp_path / "a.mp4", frames=10)
+    (tmp_path / "out").mkdir()
+    copy = tmp_path / "out/a.mp4"
+    for age_s, done in ((-60.0, 1), (60.0, 0)):
+        copy.write_text("there")
+        again = {"root": tmp_path, "again": lambda row: False, "since_s": copy.stat().st_mtime - age_s}
+        assert annotate_all(tmp_path / "out", [row_of(tmp_path / "a.mp4", tmp_path)], **again) == Annotated(done, [])
+        assert (copy.read_bytes() == b"there") == (not done)
+
+
 def test_an_interrupt_ends_the_children_and_leaves_no_file(tmp_path: Path) -> None:
     (tmp_path / "hang.mp4").write_text("HANG")
     make_video(tmp_path / "good.mp4", frames=10)

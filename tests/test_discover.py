@@ -1,6 +1,7 @@
 """What a labelling run takes from folders, lists and globs, and what it passes over."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -78,11 +79,42 @@ def test_any_name_is_only_a_name(tmp_path: Path, name: bytes) -> None:
         ("in/*.xyz", "nothing matches"),
         ("http://example.com/a.mp4", "only local files and folders are labelled; download it first"),
         ("@gone.txt", "expected a text file with a path a line"),
+        ("@loop.txt", "@loop.txt: the list names itself; expected a text file with a path a line"),
     ],
 )
 def test_inputs_that_do_not_exist(tree: Path, text: str, message: str) -> None:
+    Path("round.txt").write_text("@loop.txt\n")
+    Path("loop.txt").write_text("in\n@round.txt\n")
     with pytest.raises(UsageError, match=message.replace("*", r"\*")):
         discover([text])
+
+
+def test_folders_may_lie_deeper_than_python_can_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    depth = sys.getrecursionlimit() + 100
+    folder = os.open(".", os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir("d", dir_fd=folder)
+        inner = os.open("d", os.O_RDONLY, dir_fd=folder)
+        os.close(folder)
+        folder = inner
+    os.close(os.open("deep.mp4", os.O_CREAT | os.O_WRONLY, dir_fd=folder))
+    os.close(folder)
+    Path("z.mp4").touch()
+    assert [video.name.count("/d") for video in discover(["."]).videos] == [depth + 1, 0]
+
+
+def test_what_lies_above_a_linked_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "far/inner").mkdir(parents=True)
+    (tmp_path / "near").mkdir()
+    (tmp_path / "near/link").symlink_to(tmp_path / "far/inner")
+    for name in ("far/v.mp4", "near/v.mp4"):
+        (tmp_path / name).write_text(name)
+    (video,) = discover(["near/link/../v.mp4"]).videos
+    assert video.path == tmp_path / "far/v.mp4"
+    (video,) = discover(["near/../near/v.mp4"]).videos
+    assert (video.name, video.path) == ("near/v.mp4", tmp_path / "near/v.mp4")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads every folder")

@@ -90,6 +90,15 @@ def test_control_groups_limit_cores_and_memory(
     assert machine.memory_limit(tmp_path / "cgroup", tmp_path / "fs") == memory
 
 
+@pytest.mark.parametrize(("quota", "cores"), [(None, 3), (8.0, 3), (2.0, 2), (1.5, 1), (0.25, 1)])
+def test_as_many_workers_as_whole_cores_are_left(
+    monkeypatch: pytest.MonkeyPatch, quota: float | None, cores: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
+    monkeypatch.setattr(machine, "cpu_quota", lambda: quota)
+    assert machine.cores() == cores
+
+
 def test_memory_and_space_are_what_other_tools_say(found: dict[str, dict[str, Any]]) -> None:
     facts = found["memory"]["facts"]
     assert facts["memory_bytes"] == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

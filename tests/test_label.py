@@ -153,11 +153,12 @@ def test_a_damaged_line_in_the_middle_stops_the_run(folder: Path, exported: Path
     assert Path("out.jsonl").read_text() == "".join(text)
 
 
-def test_another_files_content_is_never_overwritten(folder: Path, exported: Path) -> None:
-    Path("out.jsonl").write_text("my notes\n")
+@pytest.mark.parametrize("content", ["my notes\n", "one line without an end", '{"json": 1}', "\n"])
+def test_another_files_content_is_never_overwritten(folder: Path, exported: Path, content: str) -> None:
+    Path("out.jsonl").write_text(content)
     with pytest.raises(OutputError, match="is no journal of harec-deploy: nothing was written"):
         run(exported)
-    assert Path("out.jsonl").read_text() == "my notes\n"
+    assert Path("out.jsonl").read_text() == content
 
 
 def test_rows_of_other_settings_are_not_mixed(folder: Path, exported: Path) -> None:
@@ -206,7 +207,7 @@ def test_a_name_that_is_no_text_survives(folder: Path, exported: Path) -> None:
     run(exported, name)
     assert lines()[1]["status"] == "ok"
     rows = read_rows(Path("out.jsonl"))
-    assert [key[0] for key in rows] == [name]
+    assert list(rows) == [name]
     assert run(exported, name).done == 0
 
 

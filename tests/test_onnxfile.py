@@ -53,6 +53,20 @@ def test_an_empty_location_counts_as_outside() -> None:
     assert has_external_data(model(tensor, "initializer").SerializeToString())
 
 
+@pytest.mark.parametrize("field", [13, 14])
+def test_a_field_number_that_is_cut_off_elsewhere_is_refused(field: int) -> None:
+    """A reader that keeps 32 bits of a tag, as OpenVINO's does, sees another field than one that keeps them all."""
+    tag = field << 3 | (2 if field == 13 else 0)
+    plain = outside()
+    if field == 14:
+        plain.ClearField("external_data")
+    before, _, behind = plain.SerializeToString().rpartition(bytes([tag]))
+    tensor = before + bytes([tag | 0x80, 0x80, 0x80, 0x80, 0x70]) + behind
+    graph = bytes([5 << 3 | 2, len(tensor)]) + tensor
+    with pytest.raises(ValueError, match=f"field number {7 << 29 | field}"):
+        has_external_data(bytes([7 << 3 | 2, len(graph)]) + graph)
+
+
 def test_a_file_cut_anywhere_is_refused_or_read_to_the_end_of_a_field() -> None:
     data = model(inside(), "initializer").SerializeToString()
     refused = 0

@@ -1,6 +1,7 @@
 """bench pick: what it stores is what `auto` takes on this machine, as long as it holds."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,15 @@ def test_auto_takes_what_is_stored_whichever_it_is(exported: Path) -> None:
         assert str(recognizer.execution) == str(way)
         told = f"picked for this machine by harec-deploy bench pick on {chosen.measured[:10]}, in clips/s: "
         assert recognizer.reason.startswith(f"{told}this 2.0, that 1.0")
+
+
+def test_without_a_home_nothing_is_stored(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("XDG_STATE_HOME", "HOME"):
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(os, "getuid", lambda: 54321)  # whom the system does not know
+    assert "home" not in harec_deploy.load(exported).reason
+    with pytest.raises(OutputError, match="there is no home folder: set XDG_STATE_HOME to an absolute path"):
+        made_up(exported, 0)
 
 
 def test_what_is_asked_for_by_name_counts_more(exported: Path) -> None:

@@ -112,6 +112,13 @@ class TestLabel:
         assert result.error is not None
         assert result.error.kind == "not_video"
 
+    def test_a_link_means_what_it_leads_to(self, recognizer: Recognizer, videos: Path, tmp_path: Path) -> None:
+        link = tmp_path / "link.mp4"
+        link.symlink_to(videos / "jump" / "v_jump_g01_c01.mp4")
+        (many,) = recognizer.label_many([link])
+        assert (many.path, many.status) == (str(link), "ok")
+        assert recognizer.label(link).label == many.label
+
     def test_many_are_the_same_as_each(self, recognizer: Recognizer, videos: Path) -> None:
         paths = sorted(videos.rglob("*.*"))
         many = {result.path: result for result in recognizer.label_many(paths, workers=3)}

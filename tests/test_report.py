@@ -85,8 +85,9 @@ def report(folder: Path, **options: Any) -> Page:
 def rewrite(folder: Path, change: dict[str, Any], *, rows: int = 9, copies: int = 1) -> None:
     """Put ``change`` into the first ``rows`` rows of the journal, and write the rows ``copies`` times."""
     header, *old = (folder / "out.jsonl").read_text().splitlines()
-    new = [json.dumps(json.loads(row) | (change if place < rows else {})) for place, row in enumerate(old)]
-    many = [json.dumps(json.loads(row) | {"mtime_ns": copy}) for copy in range(copies) for row in new]
+    new = [json.loads(row) | (change if place < rows else {}) for place, row in enumerate(old)]
+    more = [row | {"path": f"{copy}/{row['path']}", "path_b64": None} for copy in range(1, copies) for row in new]
+    many = [json.dumps(row) for row in [*new, *more]]
     (folder / "out.jsonl").write_text("\n".join([header, *many]) + "\n")
 
 

@@ -198,21 +198,27 @@ def _prediction(sample: Sample, answers: Sequence[Probabilities], classes: Seque
 
 
 def from_journal(journal: Path, samples: Sequence[Sample]) -> list[Prediction]:
-    """Read the labels of a journal; a video's truth is its sample's, or the name of the folder that it lies in.
+    """Read the labels of a journal: those of the samples, or, where it has none of them, of all its videos.
 
-    A video that failed counts as a wrong label, FAILED. Scores at temperature 1 are not known.
+    A video that is no sample has the name of its folder for its truth. A video that failed counts as a wrong label,
+    FAILED. Scores at temperature 1 are not known.
 
     Raises:
-        OutputError, UsageError: no journal there.
+        OutputError, UsageError: no journal there, or one that has only some of the samples.
     """
     if read_header(journal) is None:
         raise UsageError(f"{journal}: no such journal; make it with harec-deploy label")
-    rows = read_rows(journal)
+    rows = {Path(name).resolve(): row for name, row in read_rows(journal).items()}
     known = {sample.path.resolve(): sample for sample in samples}
+    missing = known.keys() - rows.keys()
+    if len(missing) == len(known):
+        known, missing = {path: Sample(path, path.parent.name) for path in rows}, set()
+    if missing:
+        told = f"{journal} has {len(known) - len(missing)} of the split's {len(known)} videos, not {min(missing)}"
+        raise UsageError(f"{told}: label the rest first, with the command that made it")
     predictions = []
-    for (name, _, _), row in rows.items():
-        path = Path(name).resolve()
-        sample = known.get(path, Sample(path, path.parent.name))
+    for path, sample in known.items():
+        row = rows[path]
         top = tuple(name for name, _ in row.top[:TOP])
         predictions.append(
             Prediction(path, sample.label, row.label or FAILED, row.score or 0.0, top=top, group=sample.group)

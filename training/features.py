@@ -26,7 +26,7 @@ from torch import Tensor
 from harec_deploy import __version__
 from harec_deploy.decode import Decoder, Size, choose
 from harec_deploy.errors import UsageError, VideoError
-from harec_deploy.label.workers import default_workers
+from harec_deploy.machine import cores
 from harec_deploy.models.encoders import FrameEncoder
 from harec_deploy.sampling import ClipSampling, whole
 from training.store import Layout, Progress, Rows, stored
@@ -173,7 +173,7 @@ def _key(kind: str, grid: Grid, weights: bytes) -> str:
 def _decoded(paths: Sequence[Path], grid: Grid) -> Iterable[NDArray[np.uint8]]:
     """Yield all places of every video, in order, decoded ahead on all cores."""
     decoder = choose()
-    workers = default_workers()
+    workers = cores()
     with ThreadPoolExecutor(workers) as pool:
         for start in range(0, len(paths), 4 * workers):
             block = paths[start : start + 4 * workers]

@@ -17,7 +17,7 @@ from PIL import Image
 from harec_deploy.decode import Size, choose
 from harec_deploy.errors import UsageError, VideoError
 from harec_deploy.files import atomic_folder, atomic_write
-from harec_deploy.label.workers import default_workers
+from harec_deploy.machine import cores
 from harec_deploy.sampling import ClipSampling, whole
 from training.datasets import Manifest, Sample
 
@@ -43,7 +43,7 @@ def extract(
     same_settings(out, "frames", f"{sampling}\n{size}\n")
     folders = places(manifest.samples)
     problems: dict[Path, VideoError] = {}
-    with ThreadPoolExecutor(default_workers()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         ended = pool.map(partial(_extract, out, sampling, size), folders, manifest.samples)
         for done, (sample, error) in enumerate(zip(manifest.samples, ended, strict=True), 1):
             if error:

@@ -13,7 +13,6 @@ walk_right: do not flip these clips to augment them unless the label is exchange
 import cmath
 import itertools
 import math
-import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -29,6 +28,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw
 
 from harec_deploy.errors import UsageError
+from harec_deploy.machine import cores
 
 WIDTH, HEIGHT, FPS = 320, 240, 25
 _FINE = 2  # drawn this many times larger and averaged down, for smooth edges and motion finer than a pixel
@@ -296,7 +296,7 @@ def synthesize(
     report, done = progress or (lambda done, total: None), len(takes) - len(missing)
     report(done, len(takes))
     # An interrupt reaches the whole process group: the workers finish their clip, the parent calls off the rest.
-    count = max(1, min(workers or os.cpu_count() or 1, len(missing)))
+    count = max(1, min(workers or cores(), len(missing)))
     pool = ProcessPoolExecutor(count, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN))
     try:
         clips = [pool.submit(_film, path, *takes[path], seed) for path in missing]

@@ -17,7 +17,7 @@ from harec_deploy.bench.ways import Clips, accuracy, find_clips, find_ways, load
 from harec_deploy.bundle import Bundle
 from harec_deploy.bundle import load as load_bundle
 from harec_deploy.errors import UsageError
-from harec_deploy.machine import cpu
+from harec_deploy.machine import cores
 from harec_deploy.picks import Pick, store
 from harec_deploy.recognizer import Recognizer
 from harec_deploy.runners import RUNNERS, Execution
@@ -58,7 +58,7 @@ class Streams:
         self.count = count
         self._all = [first]
         if count > 1:
-            threads = max(int(cpu()["cores_allowed"]) // count, 1)
+            threads = max(cores() // count, 1)
             self._all = [Recognizer(first.bundle, first.execution, threads=threads) for _ in range(count)]
             self._pool = held.enter_context(ThreadPoolExecutor(count))
 

@@ -23,11 +23,11 @@ from harec_deploy.discover import VideoFile
 from harec_deploy.errors import HarecError, UsageError, VideoError
 from harec_deploy.files import atomic_write
 from harec_deploy.label.child import Limits, command
-from harec_deploy.label.journal import Row
+from harec_deploy.label.journal import Row, video_path
 from harec_deploy.label.outputs import make_parents, need, sidecars
 from harec_deploy.label.overlay import Caption
 from harec_deploy.label.slots import unchanged
-from harec_deploy.label.workers import default_workers
+from harec_deploy.machine import cores
 
 EFFORT = 6.0  # seconds that a second of video may take, beyond the limit; one core takes about one at 720 lines
 MAX_EXTRA_S = 12 * 3600.0
@@ -61,6 +61,7 @@ def annotate_all(
     limits: Limits | None = None,
     workers: int | None = None,
     again: Callable[[Row], bool] = lambda row: True,
+    since_s: float = 0.0,
     stop: threading.Event | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Annotated:
@@ -76,6 +77,7 @@ def annotate_all(
         limits: of one child; a long video has more seconds, EFFORT for each of its own.
         workers: videos at a time; one for each core by default.
         again: tells whether a copy that is there already is made again.
+        since_s: Unix time in seconds; older copies are of another run and made again too.
         stop: set from outside, ends it; copies that are not finished are not there.
         progress: called with (videos done, videos in all).
 
@@ -91,37 +93,45 @@ def annotate_all(
     for place in {place.parent for place in places}:
         if Path(os.path.realpath(place)) in read_from:
             raise UsageError(f"{place} holds videos that are read: name another folder for the annotated ones")
-    todo = [at for at, row in enumerate(labelled) if again(row) or not places[at].exists()]
+    todo = [at for at, row in enumerate(labelled) if again(row) or not _holds(places[at], since_s)]
+    for at in todo:
+        places[at].unlink(missing_ok=True)  # one with an old label would count as made if this is interrupted
     stop = stop or threading.Event()
-    failures: dict[int, str] = {}
-    with ThreadPoolExecutor(workers or default_workers(), thread_name_prefix="annotate") as pool:
+    results: dict[int, str | None] = {}
+    with ThreadPoolExecutor(workers or cores(), thread_name_prefix="annotate") as pool:
         try:
             jobs = {
                 pool.submit(_annotate, folder, places[at], videos[at], labelled[at], limits or Limits(), stop): at
                 for at in todo
             }
             for done, job in enumerate(as_completed(jobs), 1):
-                if said := job.result():
-                    failures[jobs[job]] = said
+                results[jobs[job]] = job.result()
                 progress(done, len(jobs))
         except BaseException:
             stop.set()
             raise
         finally:
             pool.shutdown(cancel_futures=True)
-    return Annotated(len(todo) - len(failures), [(labelled[at].path, failures[at]) for at in sorted(failures)])
+    failures = [(labelled[at].path, said) for at, said in sorted(results.items()) if said]
+    return Annotated(sum(said == "" for said in results.values()), failures)
+
+
+def _holds(place: Path, since_s: float) -> bool:
+    """Tell whether a copy is there that is not older than a time."""
+    return place.exists() and place.stat().st_mtime >= since_s
 
 
 def _video(root: Path, row: Row) -> VideoFile:
-    """Return the row's video as it was when it was labelled; a link that was named is meant, as in discover."""
-    path = root / row.key[0]
-    with contextlib.suppress(OSError, ValueError):  # a name that no file can have is not found later on
-        path = Path(os.path.realpath(path))
-    return VideoFile(row.path, path, row.size, row.mtime_ns)
+    """Return the row's video as it was when it was labelled."""
+    return VideoFile(row.path, video_path(root, row), row.size, row.mtime_ns)
 
 
-def _annotate(folder: Path, place: Path, video: VideoFile, row: Row, limits: Limits, stop: threading.Event) -> str:
-    """Write one copy; return "" or why there is none."""
+def _annotate(
+    folder: Path, place: Path, video: VideoFile, row: Row, limits: Limits, stop: threading.Event
+) -> str | None:
+    """Write one copy; return "", or why there is none, or None if that is because the run was stopped."""
+    if stop.is_set():
+        return None
     extra_s = min(max(row.duration_s or 0.0, 0.0) * EFFORT, MAX_EXTRA_S)
     allowed = msgspec.structs.replace(limits, seconds=limits.seconds + extra_s)
     caption = Caption(label=row.label or "", score=row.score, segments=row.segments)
@@ -132,7 +142,7 @@ def _annotate(folder: Path, place: Path, video: VideoFile, row: Row, limits: Lim
             _in_child(video, stream, caption, allowed, stop)
             unchanged(video)
     except (HarecError, OSError, ValueError) as error:
-        return getattr(error, "strerror", None) or str(error)
+        return None if stop.is_set() else getattr(error, "strerror", None) or str(error)
     return ""
 
 

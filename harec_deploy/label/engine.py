@@ -191,7 +191,7 @@ class Engine:
                 self.stages.compared += track.reuse.compared
                 self.stages.reused += track.reuse.reused
                 result = self.recognizer.result(part.video.name, track, self.min_score)
-                vectors = np.concatenate(track.vectors) if self.features else None
+                vectors = np.concatenate(track.vectors) if self.features and not result.error else None
                 yield Labelled(part.video, result, track.windows, vectors, part.route)
 
     def _whole_clips(self, tracked: list[tuple[Track, Frames]], kept: list[NDArray[Any]]) -> Iterator[_Whole]:

@@ -9,7 +9,7 @@ import base64
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, overload
@@ -41,6 +41,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
 
     shard: which part of its inputs the run takes, such as "2/4"; none for all of them.
     reuse_threshold: in levels, how near an earlier frame one is to be to take over its features; none for never.
+    begun_s: Unix time in seconds at which the journal was begun; decides nothing, and may differ.
     """
 
     journal: int = 1
@@ -56,10 +57,11 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     features: bool = False
     shard: str | None = None
     reuse_threshold: float | None = None
+    begun_s: float = 0.0
 
     def differences(self, other: "Header", whose: str = "the journal") -> list[str]:
         """Return what differs, as "name here (``whose`` has there)"; the version of harec-deploy may."""
-        fields = (name for name in self.__struct_fields__ if name != "harec_deploy")
+        fields = (name for name in self.__struct_fields__ if name not in ("harec_deploy", "begun_s"))
         pairs = ((name, _told(getattr(self, name)), _told(getattr(other, name))) for name in fields)
         return [f"{name} {mine} ({whose} has {theirs})" for name, mine, theirs in pairs if mine != theirs]
 
@@ -103,6 +105,14 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         """The identity of the video that the row is for."""
         name = os.fsdecode(base64.b64decode(self.path_b64)) if self.path_b64 else self.path
         return (name, self.size, self.mtime_ns)
+
+
+def video_path(root: Path, row: Row) -> Path:
+    """Return where a row's video lies, for rows with paths relative to ``root``; a link means what it leads to."""
+    path = root / row.key[0]
+    with suppress(OSError, ValueError):  # a name that no file can have is not found later on
+        path = Path(os.path.realpath(path))
+    return path
 
 
 def make_row(
@@ -209,6 +219,7 @@ class Journal:
     def _begin(self, *, restart: bool) -> None:
         path, header = self.path, self.header
         if not restart and (old := read_header(path)) is not None:
+            self.header = old
             if differences := header.differences(old):
                 raise OutputError(f"{path} is of another run: {'; '.join(differences)}; use --restart or another --out")
             for offset, self._length, row in lines(path):
@@ -216,7 +227,8 @@ class Journal:
                     self.places[row.key] = Place(offset, row.status == "failed", sum(row.features or (0, 0)))
         self._stream = _open(path, self._length)
         if not self._length:
-            self._write(header)
+            self.header = msgspec.structs.replace(header, begun_s=time.time())
+            self._write(self.header)
 
     def __enter__(self) -> "Journal":
         return self
@@ -265,6 +277,9 @@ def _open(path: Path, whole: int) -> FileIO:
     return stream
 
 
+_BEGINNING = b'{"journal":'  # of every header
+
+
 def read_header(path: Path) -> Header | None:
     """Return the header of a journal, or None if there is no file, or nothing whole in it.
 
@@ -276,22 +291,24 @@ def read_header(path: Path) -> Header | None:
     try:
         with path.open("rb") as stream:
             line = stream.readline()
-        return msgspec.json.decode(line, type=Header) if line.endswith(b"\n") else None
+        if not line.endswith(b"\n") and _BEGINNING.startswith(line[: len(_BEGINNING)]):
+            return None  # torn off while it was written
+        return msgspec.json.decode(line, type=Header)
     except (OSError, ValueError, RecursionError):  # msgspec raises ValueErrors
         raise OutputError(f"{path} is no journal of harec-deploy: nothing was written; name another --out") from None
 
 
-def read_rows(path: Path) -> dict[Key, Row]:
-    """Return the last row of every video, the latest written last.
+def read_rows(path: Path) -> dict[str, Row]:
+    """Return the last row of every video by its name, the latest written last; one that changed has its newest alone.
 
     Raises:
         OutputError: a line is damaged that is not the last.
     """
-    rows: dict[Key, Row] = {}
+    rows: dict[str, Row] = {}
     for _, _, row in lines(path):
         if row is not None:
-            rows.pop(row.key, None)
-            rows[row.key] = row
+            rows.pop(row.key[0], None)
+            rows[row.key[0]] = row
     return rows
 
 

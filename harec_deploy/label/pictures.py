@@ -1,7 +1,6 @@
 """The pictures of the report: which videos are shown, and frames of them that a page can hold."""
 
 import base64
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -13,7 +12,8 @@ from numpy.typing import NDArray
 
 from harec_deploy.decode import Size, choose
 from harec_deploy.errors import VideoError
-from harec_deploy.label.journal import Key, Row
+from harec_deploy.label.journal import Key, Row, video_path
+from harec_deploy.machine import cores
 from harec_deploy.page import unit
 
 MAX_UNCERTAIN = 24
@@ -56,7 +56,7 @@ def take_all(
     """Decode every wanted video once: three frames of an uncertain one, the middle frame of any other."""
     wanted = {row.key: (row, (0.5,)) for row in certain} | {row.key: (row, (1 / 6, 0.5, 5 / 6)) for row in uncertain}
     shots = {}
-    executor = ThreadPoolExecutor(os.cpu_count())
+    executor = ThreadPoolExecutor(cores())
     try:
         tasks = {executor.submit(_take, root, row, places): key for key, (row, places) in wanted.items()}
         for done, task in enumerate(as_completed(tasks), 1):
@@ -69,7 +69,7 @@ def take_all(
 
 def _take(root: Path, row: Row, places: Sequence[float]) -> Shots:
     """Return the frames at ``places``, given as parts of the video's length."""
-    path = root / row.key[0]
+    path = video_path(root, row)
     try:
         size = path.stat().st_size
     except (OSError, ValueError):  # ValueError: a name that no file can have

@@ -28,8 +28,9 @@ from harec_deploy.label.features import FeatureStore
 from harec_deploy.label.journal import Header, Journal, Key, Place, Rows, make_row, read_header, summary_path
 from harec_deploy.label.options import Options, Progress
 from harec_deploy.label.summary import Summary, Tally, counted
-from harec_deploy.label.workers import decode_ahead, default_workers
+from harec_deploy.label.workers import decode_ahead
 from harec_deploy.loading import load
+from harec_deploy.machine import cores
 from harec_deploy.recognizer import Recognizer, VideoResult
 from harec_deploy.sampling import Windowing
 from harec_deploy.segments import UNKNOWN
@@ -94,7 +95,8 @@ def label(bundle: Path, inputs: Sequence[str], options: Options) -> Summary:
         stopped = (tally.stopped or "interrupted") if left else ""
         rows = Rows(options.journal, [offset for offset in offsets if offset >= 0])
         summary = Summary(rows, *counted(rows), left, tally.done, tally.media_s, stages, found.ignored, stopped)
-        _write_outputs(options, summary, store, {video.key for video in todo} if options.annotate else set())
+        done = {video.key for video in todo} if options.annotate else set()
+        _write_outputs(options, summary, store, done, journal.header.begun_s)
     return summary
 
 
@@ -135,7 +137,7 @@ def _load(bundle: Path, options: Options, begun: Header | None, begin: int) -> H
         precision=precision,
         variant=variant,
     )
-    engines = load_engines(asked, devices, options.workers or default_workers(), options.announce, begin=begin)
+    engines = load_engines(asked, devices, options.workers or cores(), options.announce, begin=begin)
     try:
         if options.features and not engines.loaded.framewise:
             raise UsageError("--features: this model takes whole clips and has no features of frames")
@@ -235,7 +237,9 @@ def _keep_vectors(store: FeatureStore | None, labelled: Labelled) -> tuple[int, 
     return store.append(labelled.windows, labelled.vectors)
 
 
-def _write_outputs(options: Options, summary: Summary, store: FeatureStore | None, done: set[Key]) -> None:
+def _write_outputs(
+    options: Options, summary: Summary, store: FeatureStore | None, done: set[Key], begun_s: float
+) -> None:
     """Write the tables of a run that came to its end, and in any case the summary."""
     if not summary.stopped:
         if options.out.suffix in outputs.WRITERS:
@@ -248,15 +252,15 @@ def _write_outputs(options: Options, summary: Summary, store: FeatureStore | Non
             with _writing(options.vtt):
                 outputs.write_vtt(options.vtt, summary.rows)
         if options.annotate:
-            _annotate(options.annotate, options, summary, done)
+            _annotate(options.annotate, options, summary, done, begun_s)
     path = summary_path(options.journal)
     if summary.done or not path.exists():  # a run that found nothing to do says nothing about speed
         with _writing(path), atomic_write(path) as stream:
             stream.write(msgspec.json.format(msgspec.json.encode(summary.facts()), indent=2) + b"\n")
 
 
-def _annotate(folder: Path, options: Options, summary: Summary, done: set[Key]) -> None:
-    """Make a copy of each video that was labelled in this run, or has none yet."""
+def _annotate(folder: Path, options: Options, summary: Summary, done: set[Key], begun_s: float) -> None:
+    """Make a copy of each video that was labelled in this run, or has none since the journal was begun."""
     options.announce(f"drawing labels into copies of the videos in {folder}")
     annotated = annotate_all(
         folder,
@@ -264,6 +268,7 @@ def _annotate(folder: Path, options: Options, summary: Summary, done: set[Key]) 
         limits=options.limits,
         workers=options.workers,
         again=lambda row: row.key in done,
+        since_s=begun_s,
         stop=options.stop,
         progress=options.annotating,
     )
@@ -279,12 +284,10 @@ def _writing(path: Path) -> Iterator[None]:
         raise OutputError(f"{told}. Mend it and give the same command again") from None
 
 
-def label_stream(
-    recognizer: Recognizer, videos: Iterable[tuple[str, Path]], *, workers: int | None = None
-) -> Iterator[VideoResult]:
-    """Label (name, path) pairs and yield the results as they are done."""
-    stages = Stages(workers or default_workers())
-    decoded = decode_ahead((VideoFile.at(*each) for each in videos), make_plan(recognizer), stages.workers)
+def label_stream(recognizer: Recognizer, paths: Iterable[str], *, workers: int | None = None) -> Iterator[VideoResult]:
+    """Label the videos at paths and yield the results as they are done."""
+    stages = Stages(workers or cores())
+    decoded = decode_ahead(map(VideoFile.named, paths), make_plan(recognizer), stages.workers)
     for labelled in Engine(recognizer, stages).label(decoded):
         yield labelled.result
 

@@ -7,7 +7,6 @@ front of it.
 """
 
 import contextlib
-import os
 import queue
 import select
 import sys
@@ -21,11 +20,6 @@ from harec_deploy.discover import VideoFile
 from harec_deploy.label.child import Plan
 from harec_deploy.label.process import ChildProcess
 from harec_deploy.label.slots import BatchSlot, Decoded, OneSlot, Returned, Slot
-
-
-def default_workers() -> int:
-    """Return one decoder for each core that this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def decode_ahead(

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -138,6 +140,24 @@ def test_the_exported_models_journal_gives_pytorchs_labels(exported: Path, video
     assert {p.path: p.truth for p in journal} == {p.path: p.truth for p in reference}
     scores = {p.path: p.score for p in reference}
     assert all(p.score == pytest.approx(scores[p.path], abs=1e-4) for p in journal)
+
+
+def test_of_a_journal_of_everything_the_split_counts(exported: Path, videos: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    places = [shutil.copy(path, tmp_path / "in" / f"{n}.mp4") for n, path in enumerate(sorted(videos.rglob("*.mp4")))]
+    samples = [Sample(place, "climb") for place in places[:2]]
+    options = {"out": tmp_path / "o.jsonl", "runner": "openvino", "precision": "fp32"}
+    label(exported, [str(place) for place in places[1:]], Options(**options))
+    with pytest.raises(UsageError, match=r"o\.jsonl has 1 of the split's 2 videos, not .*0\.mp4: label the rest first"):
+        from_journal(tmp_path / "o.jsonl", samples)
+    label(exported, [str(tmp_path / "in")], Options(**options))
+    os.utime(places[0], (0, 0))  # it changed, and is labelled again
+    label(exported, [str(tmp_path / "in")], Options(**options))
+    assert len((tmp_path / "o.jsonl").read_text().splitlines()) == len(places) + 2
+    assert [(p.path, p.truth) for p in from_journal(tmp_path / "o.jsonl", samples)] == [
+        (place, "climb") for place in places[:2]
+    ]
+    assert {p.truth for p in from_journal(tmp_path / "o.jsonl", [Sample(tmp_path / "other.mp4", "climb")])} == {"in"}
 
 
 def test_an_exported_variant_gives_pytorchs_labels(exported: Path, videos: Path) -> None:

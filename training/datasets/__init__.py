@@ -25,7 +25,7 @@ from harec_deploy.decode import Decoder, Size, choose
 from harec_deploy.discover import SUFFIXES, discover
 from harec_deploy.errors import UsageError, VideoError
 from harec_deploy.files import atomic_write
-from harec_deploy.label.workers import default_workers
+from harec_deploy.machine import cores
 
 SPLITS = ("train", "val", "test")
 UCF_GROUP = r"_g(\d+)_c\d+"  # v_Biking_g01_c02.avi: group 1 was filmed in one place with the same people
@@ -131,7 +131,7 @@ def inspect(
     """
     readable, problems = [], {}
     look = partial(_look, choose(), whole)
-    with ThreadPoolExecutor(default_workers()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         for done, (sample, found) in enumerate(zip(samples, pool.map(look, samples), strict=True), 1):
             progress(done, len(samples))
             if isinstance(found, VideoError):
