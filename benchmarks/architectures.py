@@ -29,12 +29,12 @@ import torch
 from harec_deploy.bundle import load as load_bundle
 from harec_deploy.export import export
 from harec_deploy.files import atomic_write
+from harec_deploy.intervals import bootstrap
 from harec_deploy.loading import load
 from harec_deploy.models import from_bundle
 from training.datasets import Manifest, Sample, grouped, inspect, scan_folders
 from training.features import Grid
 from training.fit import SILENT, fit
-from training.metrics import bootstrap
 from training.recipes import RecipeFile, to_recipe
 from training.settings import Recipe
 from training.sources import source_for

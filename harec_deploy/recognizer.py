@@ -250,7 +250,7 @@ class Recognizer:
                 probabilities,
                 self.spec.classes,
                 smooth=how.smooth,
-                min_windows=how.min_windows,
+                min_segment_s=how.min_segment_s,
                 min_score=min_score,
             )
         best = probabilities.argmax(1)

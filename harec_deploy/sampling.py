@@ -9,7 +9,6 @@ A clip of T frames cuts the sampled part of its window into T equal parts and ta
     span 0.5                |  x  |  x  |  x  |  x  |
 """
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -92,11 +91,6 @@ class Windowing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             raise UsageError(f"smoothing over {self.smooth} windows: allowed are odd numbers, 1 for none")
         if not 0 <= self.min_segment_s < float("inf"):
             raise UsageError(f"segments of at least {self.min_segment_s:g}s: allowed are 0 and more")
-
-    @property
-    def min_windows(self) -> int:
-        """The windows that make a segment of the least length."""
-        return max(math.ceil(self.min_segment_s / self.stride_s - 1e-9), 1)
 
     def windows(self, duration_s: float) -> list[Window]:
         """Return the windows of a video. Raises VideoError too_large for more of them than MAX_WINDOWS."""

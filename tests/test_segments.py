@@ -1,5 +1,6 @@
 """Windows become segments."""
 
+from collections.abc import Sequence
 from itertools import pairwise, product
 
 import numpy as np
@@ -15,38 +16,45 @@ CLASSES = ["a", "b", "c"]
 bounded = settings(deadline=None, derandomize=True, max_examples=150)
 
 
-def chosen_by_search(probabilities: NDArray[np.float64], shortest: int) -> float:
-    """Return the greatest sum of log probabilities of any labelling in runs of at least ``shortest``."""
+def shortest_run(labels: Sequence[int], borders: Sequence[float]) -> float:
+    """Return the seconds that the shortest run of a label lasts."""
+    changes = [0, *(i for i in range(1, len(labels)) if labels[i] != labels[i - 1]), len(labels)]
+    return min(borders[end] - borders[start] for start, end in pairwise(changes))
+
+
+def chosen_by_search(probabilities: NDArray[np.float64], borders: Sequence[float], shortest_s: float) -> float:
+    """Return the greatest sum of log probabilities of any labelling in runs of at least ``shortest_s``."""
     count, classes = probabilities.shape
     best = -np.inf
     for labels in product(range(classes), repeat=count):
-        runs = np.diff([0, *(i for i in range(1, count) if labels[i] != labels[i - 1]), count])
-        if runs.min() >= min(shortest, count):
+        if shortest_run(labels, borders) >= min(shortest_s, borders[-1]):
             best = max(best, float(np.log(probabilities[np.arange(count), labels]).sum()))
     return best
 
 
 @bounded
-@given(st.integers(1, 7), st.integers(1, 4), st.integers(0, 2**32 - 1))
-def test_the_labelling_is_the_best_there_is(count: int, shortest: int, seed: int) -> None:
-    probabilities = np.random.default_rng(seed).dirichlet([0.4] * 3, count).clip(1e-6)
-    labels = best_labels(probabilities, shortest)
-    changes = np.flatnonzero(np.diff(labels)) + 1
-    assert np.diff([0, *changes, count]).min() >= min(shortest, count)
+@given(st.integers(1, 7), st.integers(0, 12), st.integers(0, 2**32 - 1))
+def test_the_labelling_is_the_best_there_is(count: int, shortest_s: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    probabilities = random.dirichlet([0.4] * 3, count).clip(1e-6)
+    borders = [0.0, *random.integers(1, 5, count).cumsum().tolist()]
+    labels = best_labels(probabilities, borders, shortest_s)
+    assert shortest_run(labels.tolist(), borders) >= min(shortest_s, borders[-1])
     got = np.log(probabilities[np.arange(count), labels]).sum()
-    assert got == pytest.approx(chosen_by_search(probabilities, shortest), abs=1e-4)
+    assert got == pytest.approx(chosen_by_search(probabilities, borders, shortest_s), abs=1e-4)
 
 
 @bounded
-@given(st.integers(1, 40), st.floats(0.5, 4), st.floats(0.1, 1), st.integers(0, 9), st.integers(1, 6))
+@given(st.integers(1, 40), st.floats(0.5, 4), st.floats(0.1, 1), st.integers(0, 9), st.floats(0, 6))
 def test_segments_tile_the_video(
-    duration_s: float, window_s: float, share: float, smooth: int, min_windows: int
+    duration_s: float, window_s: float, share: float, smooth: int, min_segment_s: float
 ) -> None:
     windows = sliding(duration_s, window_s, window_s * share)
     probabilities = np.random.default_rng(len(windows)).dirichlet([0.5] * 3, len(windows)).astype(np.float32)
-    found = merge(windows, probabilities, CLASSES, smooth=2 * smooth + 1, min_windows=min_windows, min_score=0.5)
+    found = merge(windows, probabilities, CLASSES, smooth=2 * smooth + 1, min_segment_s=min_segment_s, min_score=0.5)
     assert (found[0].start_s, found[-1].end_s) == (0.0, duration_s)
     assert all(a.end_s == b.start_s and a.label != b.label for a, b in pairwise(found))
+    assert all(s.end_s - s.start_s >= min(min_segment_s, duration_s) - 1e-5 for s in found)
     assert all(s.start_s < s.end_s and 0 <= s.score <= 1 for s in found)
     assert all((s.score < 0.5) == (s.label == UNKNOWN) for s in found)
 
@@ -70,10 +78,10 @@ def test_a_window_speaks_for_the_time_around_its_middle() -> None:
 
 def test_what_is_too_short_goes_to_its_neighbours() -> None:
     assert spans("aaabaaa") == [(0.0, 4.5, "a"), (4.5, 5.5, "b"), (5.5, 10.0, "a")]
-    assert spans("aaabaaa", min_windows=2) == [(0.0, 10.0, "a")]
+    assert spans("aaabaaa", min_segment_s=2) == [(0.0, 10.0, "a")]
     assert spans("aaabaaa", smooth=3) == [(0.0, 10.0, "a")]
-    assert spans("aaabbbaaa", min_windows=3) == [(0.0, 4.5, "a"), (4.5, 7.5, "b"), (7.5, 12.0, "a")]
-    assert spans("ab", min_windows=9) in ([(0.0, 5.0, "a")], [(0.0, 5.0, "b")])
+    assert spans("aaabbbaaa", min_segment_s=3) == [(0.0, 4.5, "a"), (4.5, 7.5, "b"), (7.5, 12.0, "a")]
+    assert spans("ab", min_segment_s=9) in ([(0.0, 5.0, "a")], [(0.0, 5.0, "b")])
 
 
 def test_the_score_is_the_mean_probability_of_the_label() -> None:

@@ -16,7 +16,7 @@ import msgspec
 from harec_deploy.bundle import SPEC_FILE, load
 from harec_deploy.errors import UsageError
 from harec_deploy.files import atomic_write
-from harec_deploy.intervals import wilson
+from harec_deploy.intervals import bootstrap
 from harec_deploy.loading import clips_per_s
 from harec_deploy.loading import load as load_recognizer
 from harec_deploy.machine import cpu
@@ -24,7 +24,7 @@ from harec_deploy.recognizer import Recognizer
 from training.costs import Cost, cost
 from training.datasets import Sample, read_manifest
 from training.evaluate import Progress, deployed, labelled, run_folders, write_csv
-from training.metrics import Evaluation, bootstrap, holm, mcnemar, summed_up
+from training.metrics import Evaluation, holm, mcnemar, summed_up
 
 ROUNDS, ROUND_S = 5, 0.4  # of timing; rounds of the runs take turns, so that what else the machine does hits them alike
 SIGNIFICANT = 0.05
@@ -77,7 +77,7 @@ class Pair:
 
     only_first, only_second: videos that only one of them has right.
     p: by McNemar's test, which takes videos as independent. p_holm: corrected for all pairs.
-    difference: of their accuracies, with its 95 % interval by bootstrap over groups.
+    difference: of their accuracies, with its 95 % interval by bootstrap over groups, None where they are too few.
     """
 
     first: str
@@ -87,18 +87,18 @@ class Pair:
     p: float
     p_holm: float
     difference: float
-    difference_low: float
-    difference_high: float
+    difference_low: float | None
+    difference_high: float | None
 
     def __str__(self) -> str:
         verdict = "is better than" if self.p_holm < SIGNIFICANT else "is not shown to be better than"
-        points, low, high = (
-            f"{100 * each:+.1f}" for each in (self.difference, self.difference_low, self.difference_high)
-        )
+        sure = "too few groups for an interval"
+        if self.difference_low is not None and self.difference_high is not None:
+            sure = f"95 % between {100 * self.difference_low:+.1f} and {100 * self.difference_high:+.1f}"
         return (
             f"{self.first} {verdict} {self.second}: {self.only_first} videos only the first has right, "
             f"{self.only_second} only the second (McNemar p {self.p:.2g}, with Holm's correction {self.p_holm:.2g}); "
-            f"{points} points, 95 % between {low} and {high}"
+            f"{100 * self.difference:+.1f} points, {sure}"
         )
 
 
@@ -193,12 +193,12 @@ def pairs(results: Sequence[Result]) -> list[Pair]:
     """Test all pairs of results on the same videos for a difference that is more than chance."""
     ranked = sorted(results, key=lambda result: -result.evaluation.accuracy)
     hits = {result.name: {p.path: p.label == p.truth for p in result.evaluation.predictions} for result in ranked}
-    groups = {p.path: p.group for p in ranked[0].evaluation.predictions}
+    groups = ranked[0].evaluation.drawn()
     tests = []
     for one, other in combinations(hits, 2):
         first, second = ([hits[name][path] for path in groups] for name in (one, other))
         gained = [int(a) - int(b) for a, b in zip(first, second, strict=True)]
-        interval = bootstrap(gained, list(groups.values()))
+        interval = bootstrap(gained, list(groups.values())) or (None, None)
         tests.append((one, other, mcnemar(first, second), (sum(gained) / len(gained), *interval)))
     corrected = holm([p for _, _, (_, _, p), _ in tests])
     return [
@@ -210,8 +210,8 @@ def pairs(results: Sequence[Result]) -> list[Pair]:
 def as_row(result: Result) -> dict[str, Any]:
     """Return a result by column; the intervals are of 95 %, Wilson's and that of drawing groups anew."""
     found = result.evaluation
-    low, high = wilson(found.correct, len(found.predictions))
-    by_group = found.interval()
+    low, high = found.wilson()
+    by_group = found.interval() or (None, None)
     return {
         "run": result.name,
         "correct": found.correct,

@@ -19,7 +19,6 @@ from harec_deploy.bundle import Bundle, load
 from harec_deploy.decode import VideoInfo, choose
 from harec_deploy.errors import UsageError, VideoError
 from harec_deploy.files import atomic_write
-from harec_deploy.intervals import wilson
 from harec_deploy.label.journal import read_header, read_rows
 from harec_deploy.loading import load as load_recognizer
 from harec_deploy.models import from_bundle
@@ -229,7 +228,7 @@ def from_journal(journal: Path, samples: Sequence[Sample]) -> list[Prediction]:
 def write(evaluation: Evaluation, folder: Path) -> None:
     """Write metrics.json, per_class.csv, per_group.csv, confused.csv and predictions.csv."""
     folder.mkdir(parents=True, exist_ok=True)
-    low, high = wilson(evaluation.correct, len(evaluation.predictions))
+    low, high = evaluation.wilson()
     after, before = evaluation.reliability(), evaluation.reliability(calibrated=False)
     facts = {
         "measured": evaluation.about,

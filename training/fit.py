@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from harec_deploy.bundle import SPEC_FILE
+from harec_deploy.bundle import SPEC_FILE, load
 from harec_deploy.errors import UsageError
 from harec_deploy.models import CLIPWISE, build
 from training.calibration import calibrate
@@ -94,15 +94,29 @@ def _fit_folds(
     launch: Launch,
     notes: dict[str, Any],
 ) -> list[Path]:
+    if surplus := fold_folders(out)[folds:]:
+        raise UsageError(f"{surplus[0]} is of a run with more than {folds} folds: use --restart, or another --out")
     bundles = []
     for number, fold in enumerate(make_folds(samples, folds, recipe.seed)):
         run = out / f"fold-{number}"
-        if not (run / "bundle" / SPEC_FILE).exists():
+        if (run / "bundle" / SPEC_FILE).exists():
+            _check_same(run, Manifest(tuple(fold)), recipe, report)
+        else:
             report.say(f"fold {number + 1} of {folds}")
             about = notes | {"fold": number, "folds": folds}
             fit(fold, recipe, run, report, cache=cache, launch=launch, notes=about)
         bundles.append(run / "bundle")
     return bundles
+
+
+def _check_same(run: Path, manifest: Manifest, recipe: Recipe, report: Report) -> None:
+    """Check that a fold that is finished is of the same videos and recipe as those that are to come."""
+    made_from = load(run / "bundle").spec.training.get("origin")
+    if made_from != _origin(manifest, recipe, described(weights_file(recipe, report.say))):
+        raise UsageError(
+            f"{run} is finished, but the recipe, the manifest or the encoder's weights were others: use --restart, or "
+            "name another folder with --out"
+        )
 
 
 def _prepare(out: Path, launch: Launch, *, restart: bool, resume: bool) -> None:
@@ -159,11 +173,13 @@ def fit(
     how = recipe.optimisation
     if how.patience and not manifest.only("val").samples:  # folds have none
         report.say(f"--patience {how.patience}: there is no val split to watch, so all {how.epochs} epochs are trained")
+    weights = weights_file(recipe, report.say)
+    began_with = described(weights)  # after hours of training the file may be another one
+    origin = _origin(manifest, recipe, began_with)
     lightning.seed_everything(recipe.seed, workers=True, verbose=False)
     run.mkdir(parents=True, exist_ok=True)
     if trainer.is_global_zero:
         write_inputs(run, manifest, notes.get("data"))
-    weights = weights_file(recipe, report.say)
     model = build(
         recipe.architecture,
         recipe.head,
@@ -173,15 +189,15 @@ def fit(
         encoder_weights=None if weights is None else str(weights),
         say=report.say,
     )
-    began_with = described(weights)  # after hours of training the file may be another one
     source, net = source_for(model, manifest, recipe, report, cache)
-    epoch = _train(trainer, net, source, manifest, recipe, run, report)
+    epoch = _train(trainer, net, source, manifest, recipe, run, report, origin)
     if trainer.is_global_zero:
         model.eval()
         val = clips_of(source, manifest, recipe, "val")
         calibration = calibrate(net, _batches(val, Order(val, shuffle=False), recipe) if len(val) else None)
         report.say(calibration.note)
-        write_bundle(bundle, model, manifest, recipe, began_with, _metrics_of(run, epoch), calibration, notes)
+        about = notes | {"origin": origin}
+        write_bundle(bundle, model, manifest, recipe, began_with, _metrics_of(run, epoch), calibration, about)
     return bundle
 
 
@@ -221,6 +237,7 @@ def _train(
     recipe: Recipe,
     run: Path,
     report: Report,
+    origin: str,
 ) -> int:
     """Train ``net``, in this process and those it starts, from the beginning or from the run's checkpoint.
 
@@ -230,7 +247,6 @@ def _train(
     clips, val = (clips_of(source, manifest, recipe, split) for split in ("train", "val"))
     order = Order(clips, shuffle=True, seed=recipe.seed, **place)
     batches = _batches(clips, order, recipe)
-    origin = _origin(manifest, recipe)
     module = Module(
         net,
         recipe.optimisation,
@@ -247,10 +263,10 @@ def _train(
     return train(trainer, module, batches, watched, start)
 
 
-def _origin(manifest: Manifest, recipe: Recipe) -> str:
-    """Return a digest of all that decides the weights."""
+def _origin(manifest: Manifest, recipe: Recipe, began_with: dict[str, str]) -> str:
+    """Return a digest of all that decides the weights; began_with: as ``described`` gives it."""
     videos = [(os.fsencode(sample.path), sample.label, sample.split) for sample in manifest.samples]
-    return hashlib.sha256(msgspec.json.encode((recipe, videos))).hexdigest()
+    return hashlib.sha256(msgspec.json.encode((recipe, began_with, videos))).hexdigest()
 
 
 def _batches(clips: Clips, order: Order, recipe: Recipe) -> DataLoader[object]:

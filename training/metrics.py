@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harec_deploy.errors import UsageError
+from harec_deploy.intervals import bootstrap, wilson
 from training.calibration import Reliability, reliability
 
 FAILED = "(failed)"  # the label of a video that has none
 TOP = 5
-BOOTSTRAPS = 2000  # resamples: the interval's ends then move by less than a tenth of its width
 EXAMPLES = 3  # videos named for each pair of classes that are confused
 
 
@@ -108,9 +108,23 @@ class Evaluation:
             return None
         return sum(p.truth in p.top[:TOP] for p in known) / len(self.predictions)
 
-    def interval(self, seed: int = 0) -> tuple[float, float]:
-        """Return the 95 % interval of the accuracy by ``bootstrap`` over groups."""
-        return bootstrap([p.label == p.truth for p in self.predictions], [p.group for p in self.predictions], seed)
+    def interval(self) -> tuple[float, float] | None:
+        """Return the 95 % interval of the accuracy by ``bootstrap`` over groups, and over videos that have none.
+
+        None where there are too few. Several runs may have labelled the same video: it is drawn with all its labels.
+        """
+        drawn = self.drawn()
+        return bootstrap([p.label == p.truth for p in self.predictions], [drawn[p.path] for p in self.predictions])
+
+    def drawn(self) -> dict[Path, str]:
+        """Return what ``bootstrap`` draws each video with: its group if several are known, else itself."""
+        several = len({p.group for p in self.predictions} - {""}) > 1
+        return {p.path: p.group if several and p.group else str(p.path) for p in self.predictions}
+
+    def wilson(self) -> tuple[float, float]:
+        """Return the 95 % interval of the accuracy if all videos have nothing in common; each counts once."""
+        count = len({p.path for p in self.predictions})
+        return wilson(self.accuracy * count, count)
 
     def by_group(self) -> list[GroupScore]:
         """Return every group's score, the worst first; none where no group is known."""
@@ -158,10 +172,11 @@ class Evaluation:
     def reliability(self, *, calibrated: bool = True) -> Reliability | None:
         """Return how often labels are right by their score, or by that at temperature 1.
 
-        Videos that failed have no score and do not count. None where no score is known.
+        Videos that failed have no score and do not count. Of one that is "unknown" the score is its best class's, which
+        is judged. None where no score is known.
         """
         answers = [
-            (p.truth, (p.label, p.score) if calibrated else p.uncalibrated)
+            (p.truth, (p.top[0] if p.top else p.label, p.score) if calibrated else p.uncalibrated)
             for p in self.predictions
             if p.label != FAILED
         ]
@@ -196,22 +211,6 @@ def summed_up(classes: Sequence[str], predictions: Sequence[Prediction]) -> Eval
     for p in predictions:
         confusion[names.index(p.truth), names.index(p.label)] += 1
     return Evaluation(names, list(predictions), confusion)
-
-
-def bootstrap(values: Sequence[float], groups: Sequence[str], seed: int = 0) -> tuple[float, float]:
-    """Return the 95 % interval of the mean of values by bootstrap over groups (percentiles; Efron 1979).
-
-    Clips of one group are alike, so groups are drawn, not videos. A value whose group is "" is drawn alone, and every
-    value is where no two groups are known.
-    """
-    known = set(groups) - {""}
-    names = [(group, -1) if group and len(known) > 1 else ("", place) for place, group in enumerate(groups)]
-    numbers = {name: number for number, name in enumerate(sorted(set(names)))}
-    members = [numbers[name] for name in names]
-    sums, count = np.bincount(members, np.asarray(values, dtype=np.float64)), np.bincount(members)
-    drawn = np.random.default_rng(seed).integers(0, len(count), (BOOTSTRAPS, len(count)))
-    low, high = np.percentile(sums[drawn].sum(1) / count[drawn].sum(1), [2.5, 97.5])
-    return float(low), float(high)
 
 
 def pooled(every: Sequence[Evaluation]) -> Evaluation:

@@ -35,7 +35,7 @@ def write_page(evaluation: Evaluation, title: str, folder: Path) -> None:
 
 
 def _tiles(evaluation: Evaluation) -> str:
-    low, high = evaluation.interval()
+    low, high = evaluation.interval() or evaluation.wilson()
     after, before, top_5 = evaluation.reliability(), evaluation.reliability(calibrated=False), evaluation.top_5
     at_1 = f"; {before.ece:.1%} at temperature 1" if before else ""
     told = {
@@ -67,7 +67,8 @@ def _groups(evaluation: Evaluation) -> str:
     groups = evaluation.by_group()
     if not groups:
         return ""
-    note = f"The worst first; the interval of the accuracy comes from drawing the {len(groups)} groups anew."
+    note = "The worst first; the interval of the accuracy comes from "
+    note += f"drawing the {len(groups)} groups anew." if evaluation.interval() else "videos: groups are too few."
     rows = [
         (text(group.name), bar(group.correct / group.count), f"{group.correct} of {group.count}")
         for group in groups[:MAX_GROUPS]

@@ -16,7 +16,6 @@ from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter, StrMeth
 from harec_deploy.decode import Size, choose
 from harec_deploy.errors import VideoError
 from harec_deploy.files import atomic_write
-from harec_deploy.intervals import wilson
 from training.calibration import BINS, Reliability
 from training.metrics import Evaluation, Prediction
 
@@ -129,8 +128,9 @@ def speed_accuracy(results: "Sequence[Result]", path: Path) -> None:
     for place, result in enumerate(results):
         found = result.evaluation
         speed, colour = result.clips_per_s, f"C{place % 10}"
-        axes.vlines(speed, *wilson(found.correct, len(found.predictions)), color=colour, alpha=0.3, linewidth=6)
-        axes.vlines(speed, *found.interval(), color=colour, linewidth=1.5)
+        axes.vlines(speed, *found.wilson(), color=colour, alpha=0.3, linewidth=6)
+        if interval := found.interval():
+            axes.vlines(speed, *interval, color=colour, linewidth=1.5)
         axes.plot(speed, found.accuracy, "o", color=colour)
     axes.set(xlabel="clips/s on the CPU", ylabel="accuracy")
     axes.set_title("bars: 95 % by Wilson (broad) and by drawing groups anew (narrow)", fontsize=10)

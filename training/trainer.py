@@ -190,8 +190,8 @@ def resume_point(run: Path, origin: str) -> ResumePoint | None:
         raise UsageError(f"cannot go on from the checkpoint: {error}; remove it, or use --restart") from None
     if not isinstance(found, dict) or found.get(ORIGIN) != origin:
         raise UsageError(
-            f"cannot go on from {path}: the recipe or the manifest is another than it was made from; use --restart, or "
-            "name another folder with --out"
+            f"cannot go on from {path}: the recipe, the manifest or the encoder's weights are others than it was made "
+            "from; use --restart, or name another folder with --out"
         )
     loops = found["loops"]["fit_loop"]
     batches = loops["epoch_loop.batch_progress"]

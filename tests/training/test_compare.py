@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 from harec_deploy.bundle import load
 from harec_deploy.decode import Size
 from harec_deploy.errors import UsageError
+from harec_deploy.intervals import bootstrap
 from harec_deploy.models import from_bundle
 from harec_deploy.spec import HeadSpec
 from tests.conftest import CLASSES, write_bundle
@@ -23,7 +25,7 @@ from training.compare import Result, compare, contenders, pairs
 from training.costs import cost
 from training.datasets import Sample, scan_folders, write_manifest
 from training.evaluate import predict
-from training.metrics import Prediction, bootstrap, holm, mcnemar, summed_up
+from training.metrics import Prediction, holm, mcnemar, summed_up
 
 
 @pytest.fixture(autouse=True)
@@ -57,10 +59,10 @@ def two(exported: Path, other: Path, samples: list[Sample], tmp_path: Path) -> l
     return [run(tmp_path / "right", exported, samples), run(tmp_path / "other", other, samples)]
 
 
-def result(name: str, hits: list[bool], groups: str = "") -> Result:
+def result(name: str, hits: list[bool], groups: Sequence[str] = "") -> Result:
     labels = ["a" if hit else "b" for hit in hits]
     found = [
-        Prediction(Path(f"/v/{place}.mp4"), "a", label, 0.9, group=groups[place : place + 1])
+        Prediction(Path(f"/v/{place}.mp4"), "a", label, 0.9, group="".join(groups[place : place + 1]))
         for place, label in enumerate(labels)
     ]
     facts = cost("lrcn", HeadSpec(hidden=4), 2, frames=4, size=Size(width=64, height=64))
@@ -178,21 +180,40 @@ class TestDifferences:
         assert "is better than" in str(pairs(some[:2])[0]).replace("not shown to be better than", "")
 
     def test_the_interval_draws_groups(self) -> None:
-        """All that one has right more is in one of three groups: a draw has it not at all, or three times."""
-        first, second = result("a", [True] * 12, "xxxxyyyyzzzz"), result("b", [False] * 4 + [True] * 8, "xxxxyyyyzzzz")
+        """All that one has right more is in one of six groups: a draw has it not at all, or several times."""
+        groups = "uuvvwwxxyyzz"
+        first, second = result("a", [True] * 12, groups), result("b", [False] * 2 + [True] * 10, groups)
         (pair,) = pairs([first, second])
-        assert (pair.difference_low, pair.difference_high) == (0.0, 1.0)
+        assert pair.difference_low == 0.0
+        assert pair.difference_high == pytest.approx(4 / 6)
+        assert "95 % between +0.0 and +66.7" in str(pair)
+        few = [result(name, hits, "xxxyyyzzzzzz") for name, hits in (("a", [True] * 12), ("b", [False] * 12))]
+        (pair,) = pairs(few)
+        assert pair.difference_low is pair.difference_high is None
+        assert "+100.0 points, too few groups for an interval" in str(pair)
 
     def test_holms_correction(self) -> None:
         assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
         assert holm([0.7, 0.6]) == [1.0, 1.0]
         assert holm([0.2]) == [0.2]
 
-    def test_values_without_a_group_are_drawn_alone(self) -> None:
-        values = [1.0, 0.0] * 50
-        assert bootstrap(values, [""] * 100) == bootstrap(values, ["one"] * 100)
-        low, high = bootstrap(values, ["x"] * 2 + ["y"] * 2 + [""] * 96)
-        assert (low, high) == pytest.approx((0.4, 0.6), abs=0.03)
+    def test_videos_without_a_group_are_drawn_alone(self) -> None:
+        hits = [True, False] * 50
+        alone, one = (result("a", hits, groups).evaluation for groups in ([""] * 100, ["one"] * 100))
+        assert alone.interval() == one.interval()
+        some = result("a", hits, ["x"] * 2 + ["y"] * 2 + [""] * 96).evaluation
+        assert some.interval() == pytest.approx((0.4, 0.6), abs=0.03)
+
+    @pytest.mark.parametrize("groups", [7, 20])
+    def test_the_interval_holds_for_few_groups(self, groups: int) -> None:
+        """Of 400 samples of groups that are right or wrong as a whole in part, about 95 % have the truth inside."""
+        random = np.random.default_rng(0)
+        inside = 0
+        for _ in range(400):
+            values = random.normal(0.6, 0.2, groups).repeat(5)
+            low, high = bootstrap(values, [str(place // 5) for place in range(len(values))]) or (0, 0)
+            inside += low <= 0.6 <= high
+        assert 0.92 <= inside / 400 <= 0.98
 
 
 class TestPicture:

@@ -83,16 +83,34 @@ def test_top_5_needs_five_names() -> None:
 def test_the_interval_draws_groups() -> None:
     """Ten groups that are all right or all wrong say as much as ten videos, however many clips they have."""
     clips = [(group, clip) for group in range(10) for clip in range(30)]
-    some = [Prediction(Path(), "a", "a" if g < 7 else "b", 0.5, group=str(g)) for g, _ in clips]
+    some = [Prediction(Path(f"{g}_{c}"), "a", "a" if g < 7 else "b", 0.5, group=str(g)) for g, c in clips]
     grouped = summed_up(["a", "b"], some)
-    alone = summed_up(["a", "b"], [Prediction(Path(), p.truth, p.label, 0.5) for p in some])
+    alone = summed_up(["a", "b"], [Prediction(p.path, p.truth, p.label, 0.5) for p in some])
     assert next((g.name, g.correct, g.count) for g in grouped.by_group()) == ("7", 0, 30)
-    low, high = grouped.interval()
-    assert low == pytest.approx(0.4, abs=0.051)
+    low, high = grouped.interval() or (0, 0)
+    assert low == pytest.approx(0.35, abs=0.051)
     assert high == pytest.approx(1.0, abs=0.051)
-    low, high = alone.interval()
+    low, high = alone.interval() or (0, 0)
     assert high - low == pytest.approx(2 * 1.96 * (0.7 * 0.3 / 300) ** 0.5, rel=0.1)
     assert grouped.interval() == grouped.interval()
+    assert summed_up(["a", "b"], some[:150]).interval() is None  # five groups
+
+
+def test_runs_that_label_the_same_videos_are_no_more_videos() -> None:
+    """Three seeds that agree say of 40 videos what one says."""
+    one = [Prediction(Path(f"{place}"), "a", "a" if place % 4 else "b", 0.5) for place in range(40)]
+    alone, three = summed_up(["a", "b"], one), summed_up(["a", "b"], one * 3)
+    assert three.wilson() == alone.wilson()
+    assert three.interval() == alone.interval()
+
+
+def test_an_unknown_label_is_judged_by_its_best_class() -> None:
+    some = [Prediction(Path(f"{p}"), "a", "unknown" if p % 2 else "a", 0.9, top=("a", "b")) for p in range(10)]
+    found = summed_up(["a", "b"], some)
+    assert found.accuracy == 0.5
+    told = found.reliability()
+    assert told is not None
+    assert told.ece == pytest.approx(0.1)
 
 
 def test_mcnemars_exact_test() -> None:

@@ -186,8 +186,27 @@ def test_a_checkpoint_of_another_recipe_or_manifest_is_refused(
         fit(samples, small(), tmp_path / "run", report(), cache=cache)
     moved = [replace(sample, split="train") for sample in samples]
     for videos, recipe in ((samples, small(seed=2)), (moved, small())):
-        with pytest.raises(UsageError, match="the recipe or the manifest is another than it was made from"):
+        with pytest.raises(UsageError, match="the recipe, the manifest or the encoder's weights are others"):
             fit(videos, recipe, tmp_path / "run", report(), cache=cache)
+
+
+def test_a_run_goes_on_with_the_encoder_that_it_began_with(samples: list[Sample], tmp_path: Path, cache: Path) -> None:
+    file = tmp_path / "w.pth"
+    recipe = recipe_for(
+        "mobilenet_v2_lstm",
+        sampling={"frames": 2},
+        size={"width": 64, "height": 64},
+        head={"hidden": 8},
+        optimisation={"epochs": 2},
+        encoder_weights=str(file),
+        freeze_encoder=True,
+    )
+    torch.save(torchvision.models.get_model("mobilenet_v2", weights=None).state_dict(), file)
+    with pytest.raises(KeyboardInterrupt), StepsLeft(1):
+        fit(samples, recipe, tmp_path / "run", report(), cache=cache)
+    torch.save(torchvision.models.get_model("mobilenet_v2", weights=None).state_dict(), file)
+    with pytest.raises(UsageError, match="the encoder's weights are others than it was made from"):
+        fit(samples, recipe, tmp_path / "run", report(), cache=cache)
 
 
 def test_a_finished_run_is_not_overwritten_unless_asked(samples: list[Sample], tmp_path: Path, cache: Path) -> None:
@@ -216,6 +235,11 @@ def test_folds_train_a_model_without_each(samples: list[Sample], tmp_path: Path,
     modified = [(bundle / "bundle.json").stat().st_mtime_ns for bundle in bundles]
     again = fit_all(tmp_path / "m.csv", small(), tmp_path / "run", report(), folds=2, cache=cache, restart=False)
     assert [(bundle / "bundle.json").stat().st_mtime_ns for bundle in again] == modified
+    with pytest.raises(UsageError, match=r"fold-0 is finished, but the recipe, the manifest or the encoder's weights"):
+        fit_all(tmp_path / "m.csv", small(seed=2), tmp_path / "run", report(), folds=2, cache=cache)
+    (tmp_path / "run/fold-2").mkdir()
+    with pytest.raises(UsageError, match="fold-2 is of a run with more than 2 folds: use --restart"):
+        fit_all(tmp_path / "m.csv", small(), tmp_path / "run", report(), folds=2, cache=cache)
 
 
 def test_a_frozen_encoder_keeps_its_weights(samples: list[Sample], tmp_path: Path, cache: Path) -> None:

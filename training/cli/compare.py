@@ -61,7 +61,7 @@ def _print_results(results: "list[Result]", split: str) -> None:
             escape(console.printable(row["run"])),
             f"{row['accuracy']:.1%}",
             f"{row['accuracy_low']:.1%} to {row['accuracy_high']:.1%}",
-            f"{row['by_group_low']:.1%} to {row['by_group_high']:.1%}",
+            "too few" if row["by_group_low"] is None else f"{row['by_group_low']:.1%} to {row['by_group_high']:.1%}",
             ece,
             *(f"{value:.3g}" for value in (row["parameters"] / 1e6, row["gflops_per_clip"], row["cpu_clips_per_s"])),
             *(f"{value:.3g}" for value in (row["weights_mb"], row["variant_mb"])),

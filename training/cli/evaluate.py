@@ -84,25 +84,24 @@ def _print_evaluation(evaluation: "Evaluation") -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from harec_deploy.intervals import wilson
-
     table = Table("class", "precision", "recall", "F1", "videos")
     for score in evaluation.by_class():
         cells = (f"{value:.3f}" for value in (score.precision, score.recall, score.f1))
         table.add_row(escape(score.name), *cells, str(score.count))
     console.out.print(table)
     count = len(evaluation.predictions)
-    low, high = wilson(evaluation.correct, count)
+    low, high = evaluation.wilson()
     console.out.print(
         f"accuracy {evaluation.accuracy:.1%} ({evaluation.correct} of {count}, 95 % between {low:.1%} and {high:.1%})"
     )
-    low, high = evaluation.interval()
     groups, top_5 = len(evaluation.by_group()), evaluation.top_5
     told = "" if top_5 is None else f"; {top_5:.1%} in the best five"
     macro, weighted = evaluation.macro(), evaluation.weighted()
+    drawn, sure = f"{groups} groups" if groups > 1 else "videos", "they are too few for an interval"
+    if interval := evaluation.interval():
+        sure = f"between {interval[0]:.1%} and {interval[1]:.1%}"
     console.out.print(
-        f"drawing {f'{groups} groups' if groups > 1 else 'videos'} anew: between {low:.1%} and {high:.1%}{told}; "
-        f"F1 {macro.f1:.3f} over classes, {weighted.f1:.3f} over videos"
+        f"drawing {drawn} anew: {sure}{told}; F1 {macro.f1:.3f} over classes, {weighted.f1:.3f} over videos"
     )
     for pair in evaluation.most_confused(3):
         console.out.print(escape(f"{pair.truth} taken for {pair.label}: {pair.count} ({pair.share:.0%})"))
