@@ -4,6 +4,7 @@ Nothing is opened here. In a folder only regular files are taken, and links are 
 inside it, so nothing outside of what was named is reached.
 """
 
+import codecs
 import os
 import stat
 from collections import Counter
@@ -45,7 +46,11 @@ class VideoFile:
     @classmethod
     def named(cls, name: str) -> "VideoFile":
         """Look at what was named itself: then what a link leads to is meant."""
-        return cls.at(name, Path(os.path.realpath(name)))
+        try:
+            path = Path(os.path.realpath(name))
+        except ValueError:  # a zero in it
+            return cls(name, Path(), error=VideoError("vanished", "no file can have such a name"))
+        return cls.at(name, path)
 
     @property
     def key(self) -> tuple[str, int, int]:
@@ -142,7 +147,7 @@ def _absolute(pattern: str) -> list[str]:
 
 def _listed(path: Path) -> list[str]:
     try:
-        lines = path.read_bytes().split(b"\n")
+        lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
     except OSError as error:
         raise UsageError(
             f"@{path}: cannot be read ({error.strerror}); expected a text file with a path a line"

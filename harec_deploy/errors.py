@@ -17,9 +17,8 @@ Each class has a stable ``code`` for machines and the exit status that the comma
 line: what was got, what is allowed, what to do next.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
-EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_SOME_VIDEOS_FAILED = 3
@@ -48,11 +47,21 @@ VIDEO_ERRORS = {
 }
 
 
+def _again(kind: type["HarecError"], message: str, facts: dict[str, Any]) -> "HarecError":
+    """Return an error as it was; its ``__init__`` may take other things than the message."""
+    error = kind.__new__(kind, message)
+    error.__dict__.update(facts)
+    return error
+
+
 class HarecError(Exception):
     """Base of every error raised on purpose; ``str()`` is one line for a person."""
 
     code: ClassVar[str] = "failed"
     exit_status: ClassVar[int] = EXIT_FAILED
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, (type(self), str(self), self.__dict__)  # for pickle and copy
 
 
 class UsageError(HarecError):

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from harec_deploy.bundle import Bundle
 from harec_deploy.decode import Frames, VideoInfo, choose
+from harec_deploy.discover import VideoFile
 from harec_deploy.errors import BundleError, HarecError, UsageError, VideoError
 from harec_deploy.runners import Execution, Graph
 from harec_deploy.runners.gpu_clock import Clocked, GpuClock
@@ -22,6 +24,7 @@ from harec_deploy.segments import Segment, label_of, merge
 from harec_deploy.spec import BundleSpec
 from harec_deploy.windows import Track
 
+_PIXELS = np.dtype(np.uint8)
 PART_FRAMES = 16  # of a long video that are decoded at a time
 BATCH_CLIPS = 64  # clips of features to the head at a time
 CHECK_TOLERANCE = 1e-3  # how far fp32 probabilities may move between machines
@@ -67,6 +70,8 @@ class VideoResult:
 class Recognizer:
     """Runs a bundle's graphs; make one with ``harec_deploy.load``.
 
+    Threads may share it, and take turns; processes may not, each loads its own.
+
     reason: why it runs in the way that it does, in words. refused: ways that were tried before it and do not run.
     """
 
@@ -76,6 +81,7 @@ class Recognizer:
         Raises:
             BundleError: a graph cannot be loaded or is of another model, or the check clips' labels come out wrong.
         """
+        self._process, self._turn = os.getpid(), Lock()
         self.bundle = bundle
         self.spec: BundleSpec = bundle.spec
         self.execution = execution
@@ -98,17 +104,34 @@ class Recognizer:
         self._expect(frames, (self.spec.size.height, self.spec.size.width, 3), "frames (N, H, W, 3)")
         if not len(frames):
             return np.zeros((0, self.spec.feature_dim), dtype=np.float32)
-        return self._graphs["encoder"](np.ascontiguousarray(frames))
+        return self._run("encoder", frames)
 
     def classify(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the probabilities of clips by their features: float32 (B, T, D) -> float32 (B, C)."""
         return softmax(self.logits(features) / self.spec.temperature)
 
     def logits(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return what the head gives for clips' features: float32 (B, T, D) -> float32 (B, C)."""
+        """Return what the head gives for clips' features: float32 (B, T, D) -> float32 (B, C).
+
+        Raises:
+            UsageError: features of another shape or type; a clip-wise model, which has none.
+        """
+        if not self.framewise:
+            raise UsageError("this model takes whole clips, and has no features of frames: use predict")
+        wanted = (self.spec.sampling.frames, self.spec.feature_dim)
+        self._expect(features, wanted, "features (B, T, D)", np.dtype(np.float32))
         if not len(features):
             return np.zeros((0, len(self.spec.classes)), dtype=np.float32)
-        return self._graphs["head"](np.ascontiguousarray(features))
+        return self._run("head", features)
+
+    def _run(self, graph: str, batch: NDArray[Any]) -> NDArray[np.float32]:
+        """Run a graph, for one thread at a time: graphs have buffers of their own."""
+        if os.getpid() != self._process:
+            raise UsageError(
+                "this recogniser was loaded in another process, and a fork has no threads of it: load one here"
+            )
+        with self._turn:
+            return self._graphs[graph](np.ascontiguousarray(batch))
 
     def predict(self, clips: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the probabilities of clips: uint8 (B, T, H, W, 3) -> float32 (B, C).
@@ -121,7 +144,7 @@ class Recognizer:
         if not len(clips):
             return np.zeros((0, len(self.spec.classes)), dtype=np.float32)
         if not self.framewise:
-            return softmax(self._graphs["model"](clips) / self.spec.temperature)
+            return softmax(self._run("model", clips) / self.spec.temperature)
         features = self.encode(clips.reshape(-1, size.height, size.width, 3))
         return self.classify(features.reshape(len(clips), count, -1))
 
@@ -211,14 +234,24 @@ class Recognizer:
             raise UsageError("reuse_threshold: this model takes whole clips and has no features of frames to reuse")
         track = Track(self.spec.sampling, windows, reuse_threshold)
         try:
-            video = Path(os.path.realpath(path))  # a link that is named is meant
-            self.feed(track, choose().stream(video, track.timestamps_s, self.spec.size, self.part_frames))
+            video = VideoFile.named(os.fspath(path))
+            if video.error:
+                raise video.error
+            self.feed(track, choose().stream(video.path, track.timestamps_s, self.spec.size, self.part_frames))
         except VideoError as error:
             return VideoResult(str(path), error=error)
         return self.result(str(path), track)
 
     def label_many(self, paths: Iterable[str | Path], *, workers: int | None = None) -> Iterator[VideoResult]:
-        """Label many videos, decoding ahead in ``workers`` processes; results come as they are done, not in order."""
+        """Label many videos, decoding ahead in ``workers`` processes; results come as they are done, not in order.
+
+        Raises:
+            UsageError: one path in the place of several, or fewer workers than one.
+        """
+        if isinstance(paths, str | bytes | os.PathLike):
+            raise UsageError(f"label_many takes several paths, got {paths!r}: use label, or [path]")
+        if workers is not None and workers < 1:
+            raise UsageError(f"{workers} workers: allowed are 1 and more, None for one on each core")
         from harec_deploy.label.run import label_stream
 
         return label_stream(self, (os.fspath(path) for path in paths), workers=workers)
@@ -259,10 +292,10 @@ class Recognizer:
             for window, row, label in zip(track.windows, probabilities, best, strict=True)
         )
 
-    def _expect(self, array: NDArray[Any], shape: tuple[int, ...], what: str) -> None:
-        if array.dtype != np.uint8 or array.shape[1:] != shape:
+    def _expect(self, array: NDArray[Any], shape: tuple[int, ...], what: str, kind: np.dtype[Any] = _PIXELS) -> None:
+        if array.dtype != kind or array.shape[1:] != shape:
             got = f"{array.dtype} {array.shape}"
-            raise UsageError(f"{what} must be uint8 with {shape} behind the first axis, got {got}")
+            raise UsageError(f"{what} must be {kind} with {shape} behind the first axis, got {got}")
 
     def _try(self, *, check: bool) -> None:
         """Run clips, to see that the graphs take and give what the bundle says: the check clips, else a black one.

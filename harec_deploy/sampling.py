@@ -87,8 +87,9 @@ class Windowing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         if not 0 < self.stride_s <= self.window_s < float("inf"):
             told = f"window {self.window_s:g}s with stride {self.stride_s:g}s"
             raise UsageError(f"{told}: allowed are 0 < stride <= window")
-        if self.smooth < 1 or self.smooth % 2 == 0:
-            raise UsageError(f"smoothing over {self.smooth} windows: allowed are odd numbers, 1 for none")
+        if not 1 <= self.smooth <= MAX_WINDOWS or self.smooth % 2 == 0:
+            told = f"allowed are odd numbers up to {MAX_WINDOWS:,}, 1 for none"
+            raise UsageError(f"smoothing over {self.smooth} windows: {told}")
         if not 0 <= self.min_segment_s < float("inf"):
             raise UsageError(f"segments of at least {self.min_segment_s:g}s: allowed are 0 and more")
 

@@ -6,6 +6,7 @@ window 1        |--------|
 window 2              |--------|
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,6 +17,15 @@ from harec_deploy.decode import Frames, VideoInfo
 from harec_deploy.errors import UsageError
 from harec_deploy.reuse import Reuse
 from harec_deploy.sampling import ClipSampling, Window, Windowing, shown_at, windows_of
+
+
+def _check(windows: Sequence[Window]) -> None:
+    if not isinstance(windows, Sequence) or not windows:
+        raise UsageError("no windows to look at: allowed are a list of (start_s, end_s), or None for the whole video")
+    if not all(-math.inf < start < end < math.inf for start, end in windows):
+        raise UsageError("a window ends before it begins: allowed are (start_s, end_s) with start_s < end_s")
+    if (np.diff(np.asarray(windows, dtype=np.float64), axis=0) < 0).any():
+        raise UsageError("windows must ascend, by start and by end: sort them")
 
 
 class Track:
@@ -32,15 +42,13 @@ class Track:
         windows: Windowing | Sequence[Window] | None = None,
         reuse_threshold: float | None = None,
     ) -> None:
-        """Look at ``windows``, which ascend; None is the whole video. Raises UsageError if they do not ascend."""
+        """Look at ``windows``; None is the whole video. Raises UsageError for none at all, or if they do not ascend."""
         self.sampling = sampling
         self.wanted = windows
         self.reuse = Reuse(reuse_threshold)
         self.info: VideoInfo | None = None
-        if isinstance(windows, Sequence) and any(a >= b for a, b in windows):
-            raise UsageError("a window ends before it begins: allowed are (start_s, end_s) with start_s < end_s")
-        if isinstance(windows, Sequence) and (np.diff(np.asarray(windows, dtype=np.float64), axis=0) < 0).any():
-            raise UsageError("windows must ascend, by start and by end: sort them")
+        if windows is not None and not isinstance(windows, Windowing):
+            _check(windows)
         self._begin()
 
     def _begin(self) -> None:

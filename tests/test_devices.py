@@ -124,7 +124,10 @@ def run(bundle: Path, device: str, out: str, **options: Any) -> Summary:
 
 def assert_same_rows(one: str, other: str) -> None:
     """Assert that two journals have the same header, and the same rows in any order."""
-    assert read_header(Path(one)) == read_header(Path(other)) is not None
+    header, same = read_header(Path(one)), read_header(Path(other))
+    assert header is not None
+    assert same is not None
+    assert not header.differences(same)
     rows, others = read_rows(Path(one)), read_rows(Path(other))
     assert rows.keys() == others.keys()
     for key, row in rows.items():

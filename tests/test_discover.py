@@ -60,6 +60,8 @@ def test_one_name_twice_is_one_video(tree: Path) -> None:
 def test_globs_and_lists(tree: Path) -> None:
     Path("list.txt").write_bytes(b"in/b.mp4\r\n\nother\nin/a/*.AVI\n")
     assert names("@list.txt") == ["in/a/c.AVI", "in/b.mp4", "other/d.webm"]
+    Path("windows.txt").write_bytes(b"\xef\xbb\xbfin/b.mp4\r\n")
+    assert names("@windows.txt") == ["in/b.mp4"]
     assert names("in/**/*.mov") == ["in/folder.mp4/e.mov"]
     assert names(str(tree / "in" / "*.mkv")) == [str(tree / "in" / ".hidden.mkv")]
 

@@ -3,12 +3,14 @@
 import csv
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ import harec_deploy
 from harec_deploy import Window
 from harec_deploy.decode.pyav import PyAVDecoder
 from harec_deploy.errors import OutputError, UsageError
+from harec_deploy.label.child import Limits
 from harec_deploy.label.engine import Stages
 from harec_deploy.label.journal import Row, read_rows
 from harec_deploy.label.options import Options
@@ -161,6 +164,32 @@ def test_another_files_content_is_never_overwritten(folder: Path, exported: Path
     assert Path("out.jsonl").read_text() == content
 
 
+def test_a_journal_is_a_regular_file(folder: Path, exported: Path) -> None:
+    os.mkfifo("out.jsonl")
+    for restart in (False, True):
+        with pytest.raises(OutputError, match="is no regular file: a journal is read again; name another --out"):
+            run(exported, restart=restart)
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_change_no_row(folder: Path, exported: Path, closed: str) -> None:
+    command = [sys.executable, "-m", "harec_deploy", "label", "in", "--bundle", str(exported), "--out", "out.jsonl"]
+    command += ["--runner", "openvino", "--precision", "fp32", "--table"]
+    done = subprocess.run(["sh", "-c", f"{shlex.join(command)} {closed}"], timeout=120, check=False, cwd=Path.cwd())
+    assert done.returncode == 3
+    assert Counter(row["status"] for row in lines()[1:]) == {"ok": 6, "partial": 1, "failed": 5}
+    assert all(row["error"]["code"] != "decoder_crashed" for row in lines()[1:] if row["error"])
+
+
+def test_letters_that_a_terminal_has_not_are_shown_another_way(folder: Path, exported: Path) -> None:
+    shutil.copy("in/climb/v_climb_g01_c01.mp4", "日.mp4")
+    command = [sys.executable, "-m", "harec_deploy", "label", "日.mp4", "--bundle", str(exported), "--out", "o.jsonl"]
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([*command, "--table"], capture_output=True, timeout=120, check=False, env=ascii_only)
+    assert done.returncode == 0, done.stderr
+    assert rb"\u65e5.mp4" in done.stdout
+
+
 def test_rows_of_other_settings_are_not_mixed(folder: Path, exported: Path) -> None:
     run(exported)
     with pytest.raises(OutputError, match=r"of another run: top_k 2 \(the journal has 5\); use --restart"):
@@ -217,6 +246,15 @@ def test_a_name_that_is_no_text_survives(folder: Path, exported: Path) -> None:
         ({"out": Path("out.xls")}, r"allowed are \.jsonl, \.csv"),
         ({"out": Path("nowhere/out.jsonl")}, "there is no folder nowhere"),
         ({"workers": 0}, "--workers 0: allowed are 1 and more"),
+        (
+            {"workers": 10**8},
+            "100000000 decoding children need 400000256 open files, and the system",
+        ),
+        ({"limits": Limits(seconds=1e300)}, "--timeout 1e.300: allowed are 1 and more, below 1e.09"),
+        (
+            {"window_s": 1.0, "smooth": 10**20 + 1},
+            "smoothing over 100000000000000000001 windows: allowed are",
+        ),
     ],
 )
 def test_bad_options_are_told_before_any_work(folder: Path, options: dict[str, Any], message: str) -> None:

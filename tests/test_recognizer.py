@@ -1,7 +1,11 @@
 """A loaded bundle: one answer for frames, clips and videos, whoever executes it."""
 
+import copy
+import pickle
+import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +15,7 @@ import torch
 import harec_deploy
 from harec_deploy import Window
 from harec_deploy.bundle import load as load_bundle
-from harec_deploy.errors import BundleError, MissingDependency, UsageError
+from harec_deploy.errors import BundleError, MissingDependency, PlanRefused, UsageError
 from harec_deploy.models import from_bundle
 from harec_deploy.recognizer import Recognizer, softmax
 from harec_deploy.runners import RUNNERS, executions, get, installed
@@ -118,6 +122,69 @@ class TestLabel:
         (many,) = recognizer.label_many([link])
         assert (many.path, many.status) == (str(link), "ok")
         assert recognizer.label(link).label == many.label
+
+    @pytest.mark.parametrize("runner", ["openvino", "onnx"])
+    def test_threads_share_one(self, exported: Path, videos: Path, runner: str) -> None:
+        shared = harec_deploy.load(exported, runner=runner, precision="fp32")
+        batches = [clips(1 + place % 3, seed=place) for place in range(12)]
+        wanted = [shared.predict(batch) for batch in batches]
+        path = videos / "jump" / "v_jump_g01_c01.mp4"
+        with ThreadPoolExecutor(6) as pool:
+            labelled = [pool.submit(shared.label, path) for _ in range(6)]
+            for _ in range(5):
+                for want, got in zip(wanted, pool.map(shared.predict, batches), strict=True):
+                    np.testing.assert_allclose(got, want, atol=1e-6)
+            assert {each.result(timeout=60).label for each in labelled} == {shared.label(path).label}
+
+    def test_a_forked_process_says_that_it_must_load_its_own(self, exported: Path) -> None:
+        code = f"""
+import os, sys, numpy, harec_deploy
+recognizer = harec_deploy.load({str(exported)!r}, runner="openvino", precision="fp32")
+if child := os.fork():
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+try:
+    recognizer.predict(numpy.zeros((1, 20, 64, 64, 3), numpy.uint8))
+except harec_deploy.HarecError as error:
+    print(error, flush=True)
+    os._exit(error.exit_status)
+"""
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 2, done.stderr
+        assert "loaded in another process, and a fork has no threads of it: load one here" in done.stdout
+
+    def test_a_name_that_no_file_can_have(self, recognizer: Recognizer, videos: Path) -> None:
+        good = videos / "jump" / "v_jump_g01_c01.mp4"
+        many = {result.path: result for result in recognizer.label_many([good, "a\0b.mp4", str(good)], workers=1)}
+        assert many["a\0b.mp4"].error is not None
+        assert many["a\0b.mp4"].error.kind == "vanished"
+        assert many[str(good)].status == "ok"
+        assert recognizer.label("a\0b.mp4").status == "failed"
+
+    def test_results_go_between_processes(self, recognizer: Recognizer) -> None:
+        failed = recognizer.label("gone.mp4")
+        again = pickle.loads(pickle.dumps(failed))
+        assert again.error is not None
+        assert (again.path, again.error.kind, str(again.error)) == ("gone.mp4", "vanished", str(failed.error))
+        for error in (
+            PlanRefused("of another GPU", "onnx-fp16", "cuda:0"),
+            MissingDependency("av", "train", "this"),
+            UsageError("no"),
+        ):
+            same = copy.deepcopy(error)
+            assert (type(same), str(same), vars(same)) == (type(error), str(error), vars(error))
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (("clip.avi",), "label_many takes several paths, got 'clip.avi': use label, or [path]"),
+            ((Path("clip.avi"),), "label_many takes several paths"),
+            ((["clip.avi"], 0), "0 workers: allowed are 1 and more, None for one on each core"),
+            ((["clip.avi"], -1), "-1 workers: allowed are 1 and more"),
+        ],
+    )
+    def test_a_wrong_call_is_told_at_once(self, recognizer: Recognizer, arguments: tuple, message: str) -> None:
+        with pytest.raises(UsageError, match=re.escape(message)):
+            recognizer.label_many(arguments[0], workers=arguments[1] if arguments[1:] else None)
 
     def test_many_are_the_same_as_each(self, recognizer: Recognizer, videos: Path) -> None:
         paths = sorted(videos.rglob("*.*"))

@@ -94,6 +94,10 @@ def test_frames_that_begin_anew_forget_what_was_given() -> None:
     [
         ([Window(0, 2), Window(1, 2), Window(0, 3)], "windows must ascend"),
         ([Window(2, 2)], "ends before it begins"),
+        ([Window(float("nan"), 2)], "ends before it begins"),
+        ([Window(0, float("inf"))], "ends before it begins"),
+        ([], "no windows to look at"),
+        (iter([Window(0, 2)]), "no windows to look at: allowed are a list of"),
     ],
 )
 def test_windows_that_cannot_be_streamed_are_refused(windows: list[Window], message: str) -> None:
@@ -257,7 +261,7 @@ class TestRun:
             ({"stride_s": 1.0}, "--stride is between windows: give --window or --fps too"),
             ({"window_s": 2.0, "fps": 3.0}, "name one"),
             ({"fps": 0.0}, "--fps 0: allowed are values above 0"),
-            ({"window_s": 2.0, "smooth": 2}, "allowed are odd numbers, 1 for none"),
+            ({"window_s": 2.0, "smooth": 2}, "allowed are odd numbers up to 100,000, 1 for none"),
             ({"min_score": 1.5}, "--min-score 1.5: allowed are 0 to 1"),
         ],
     )

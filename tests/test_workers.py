@@ -202,3 +202,35 @@ def test_a_child_has_few_rights(spec: BundleSpec, videos: Path) -> None:
     assert rows["Max file size"] == ["0", "0"]
     assert rows["Max address space"] == [str(4 << 30)] * 2
     assert rows["Max open files"] == ["64", "64"]
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from harec_deploy.bundle import load
+from harec_deploy.discover import discover
+from harec_deploy.errors import UsageError
+from harec_deploy.label.workers import allow_open_files, decode_ahead
+from tests.test_workers import plan_for
+resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
+resource.setrlimit(resource.RLIMIT_NOFILE, (200, 300))
+allow_open_files(11)
+print(resource.getrlimit(resource.RLIMIT_NOFILE))
+try:
+    allow_open_files(12)
+except UsageError as error:
+    print(error)
+resource.setrlimit(resource.RLIMIT_NOFILE, (50, 50))
+plan = plan_for(load(Path({bundle!r})).spec)
+print([item.error for item in decode_ahead(discover([{videos!r}]).videos[:3], plan, 1)])
+"""
+
+
+def test_limits_from_outside_are_kept(exported: Path, videos: Path) -> None:
+    code = LIMITED.format(root=str(Path(__file__).parents[1]), videos=str(videos), bundle=str(exported))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    raised, refused, decoded = done.stdout.splitlines()
+    assert raised == "(300, 300)"
+    assert refused.startswith("12 decoding children need 304 open files, and the system allows 300: raise that (ulimit")
+    assert decoded == "[None, None, None]", done.stderr

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -172,8 +173,24 @@ def _refusal(error: OSError) -> FileSystemError:
     return FileSystemError(f"{where}{error.strerror}: make room or get the right to write, and give the command again")
 
 
+def _open_streams() -> None:
+    """Give the standard streams that are closed a place, and let a terminal show what it has no letters for.
+
+    Whatever is opened first would get the number of a stream that is closed, and what is written to that.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def run_app(app: typer.Typer, arguments: list[str] | None = None) -> None:
     """Run a command line and exit; an error raised on purpose, or by the file system, becomes one line and a status."""
+    _open_streams()
     try:
         _check_folder()
         app(args=arguments)

@@ -7,7 +7,6 @@ a library is noticed as well as one that is gone.
 
 import mmap
 import os
-import select
 import socket
 import sys
 import time
@@ -22,7 +21,18 @@ from numpy.typing import NDArray
 
 from harec_deploy.decode import BatchDecoder, Frames, Refused
 from harec_deploy.errors import VideoError
-from harec_deploy.label.child import Answer, Beat, Job, Plan, Setup, give_up_rights, receive, receive_plan, send
+from harec_deploy.label.child import (
+    Answer,
+    Beat,
+    Job,
+    Plan,
+    Setup,
+    give_up_rights,
+    readable,
+    receive,
+    receive_plan,
+    send,
+)
 from harec_deploy.windows import Track
 
 GPU_FILES = 1024  # descriptors that a CUDA context may have open
@@ -78,7 +88,7 @@ def _jobs(stream: socket.socket) -> list[Job]:
 def _waiting_jobs(stream: socket.socket) -> Iterator[Job]:
     while (data := receive(stream)) is not None:
         yield msgspec.msgpack.decode(data, type=Job)
-        if not select.select([stream], (), (), 0)[0]:
+        if not readable([stream.fileno()], 0):
             return
 
 

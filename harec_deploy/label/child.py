@@ -9,15 +9,17 @@ time and files, without the right to gain privileges, and gone when its parent i
 import contextlib
 import ctypes
 import gc
+import math
 import mmap
 import os
 import resource
+import select
 import signal
 import socket
 import struct
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import import_module
 from itertools import count
 from pathlib import Path
@@ -178,6 +180,14 @@ def receive_plan(stream: socket.socket) -> Plan | None:
     return None if data is None else msgspec.msgpack.decode(data, type=Plan)
 
 
+def readable(numbers: Iterable[int], seconds: float) -> set[int]:
+    """Wait until one of these descriptors has something to read or is closed by the other side; return all that are."""
+    poll = select.poll()  # select.select has no place for descriptors from 1024 on
+    for number in numbers:
+        poll.register(number, select.POLLIN)
+    return {number for number, _ in poll.poll(math.ceil(seconds * 1000))}
+
+
 def main() -> None:
     """Serve jobs until the parent closes the socket."""
     setup = msgspec.json.decode(sys.argv[1], type=Setup)
@@ -232,14 +242,21 @@ def give_up_rights(
 ) -> None:
     """Limit this process: its memory, files to ``file_bytes``, no new privileges, and an end with ``parent``."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, open_files))
+    _limit(resource.RLIMIT_CORE, 0)
+    _limit(resource.RLIMIT_FSIZE, file_bytes)
+    _limit(resource.RLIMIT_NOFILE, open_files)
     if limit_memory:
-        resource.setrlimit(resource.RLIMIT_AS, (limits.memory_bytes, limits.memory_bytes))
+        _limit(resource.RLIMIT_AS, limits.memory_bytes)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     end_with(parent)
+
+
+def _limit(what: int, most: int) -> None:
+    """Limit a resource for good; where the outside has a lower limit, that one stays."""
+    _, hard = resource.getrlimit(what)
+    lower = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(what, (lower, lower))
 
 
 def end_with(parent: int) -> None:

@@ -1,7 +1,6 @@
 """An engine process as its parent sees it; ``engine_child.py`` is what runs in it."""
 
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -13,7 +12,7 @@ import msgspec
 from harec_deploy import errors
 from harec_deploy.discover import VideoFile
 from harec_deploy.errors import EngineError, HarecError
-from harec_deploy.label.child import command, receive, send
+from harec_deploy.label.child import command, readable, receive, send
 from harec_deploy.label.engine_messages import (
     MAX_BYTES,
     EngineSetup,
@@ -160,7 +159,7 @@ class Process:
 def heard(processes: Sequence[Process]) -> list[tuple[Process, FromEngine | None]]:
     """Wait a moment and return a message of each process that has one; None of one that is gone."""
     answers = [process.stream.fileno() for process in processes]
-    ready, _, _ = select.select([*answers, *(process.words_fd for process in processes)], (), (), NOTICE_S)
+    ready = readable([*answers, *(process.words_fd for process in processes)], NOTICE_S)
     for process in processes:
         if process.words_fd in ready:
             process.hear()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from harec_deploy.bundle import Bundle
-from harec_deploy.errors import UsageError
+from harec_deploy.errors import OutputError, UsageError
 from harec_deploy.files import lock_path
 from harec_deploy.label import features, outputs
 from harec_deploy.label.child import Limits
@@ -16,6 +16,8 @@ from harec_deploy.label.journal import Row, features_path, summary_path
 from harec_deploy.reuse import Reuse
 from harec_deploy.sampling import Windowing
 from harec_deploy.shard import Shard
+
+MOST = 1e9  # of what is counted or timed; what is beyond has no meaning, and no room in what the system keeps
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,20 +109,22 @@ class Options:
         return [self.out, self.journal, *beside, *asked]
 
     def check(self) -> None:
-        """Raise UsageError for options that cannot be met, before anything is loaded."""
+        """Raise UsageError, or OutputError, for options that cannot be met, before anything is loaded."""
         outputs.check(self.out, "--out", (".jsonl", *outputs.WRITERS))
         if self.features:
             outputs.check(self.features, "--features", features.SUFFIXES)
         if self.annotate:
             outputs.need("pillow", "annotate", "--annotate")
+        if self.journal.exists() and not self.journal.is_file():
+            raise OutputError(f"{self.journal} is no regular file: a journal is read again; name another --out")
         for name, path in (("--out", self.out), ("--features", self.features)):
             if path and not path.parent.is_dir():
                 raise UsageError(f"{name} {path}: there is no folder {path.parent}")
         if self.features and self.features.resolve() == self.out.resolve():
             raise UsageError(f"--features {self.features} is --out too: name another file")
         for name, value in (("--top-k", self.top_k), ("--workers", self.workers), ("--timeout", self.limits.seconds)):
-            if value is not None and not 1 <= value < math.inf:
-                raise UsageError(f"{name} {value:g}: allowed are 1 and more")
+            if value is not None and not 1 <= value < MOST:
+                raise UsageError(f"{name} {value:g}: allowed are 1 and more, below {MOST:g}")
         if not 0 <= self.min_score <= 1:
             raise UsageError(f"--min-score {self.min_score:g}: allowed are 0 to 1")
         if self.window_s and self.fps:

@@ -28,7 +28,7 @@ from harec_deploy.label.features import FeatureStore
 from harec_deploy.label.journal import Header, Journal, Key, Place, Rows, make_row, read_header, summary_path
 from harec_deploy.label.options import Options, Progress
 from harec_deploy.label.summary import Summary, Tally, counted
-from harec_deploy.label.workers import decode_ahead
+from harec_deploy.label.workers import allow_open_files, decode_ahead
 from harec_deploy.loading import load
 from harec_deploy.machine import cores
 from harec_deploy.recognizer import Recognizer, VideoResult
@@ -48,6 +48,7 @@ def label(bundle: Path, inputs: Sequence[str], options: Options) -> Summary:
         EngineError: of several devices, none is left that labels.
     """
     options.check()
+    allow_open_files(options.workers or cores())
     found = _discover(inputs, options)
     begun = None if options.restart else read_header(options.journal)
     decoders = choose_decoders(options.decoder, options.device, begun.decoder if begun else None)

@@ -8,7 +8,7 @@ front of it.
 
 import contextlib
 import queue
-import select
+import resource
 import sys
 import threading
 import time
@@ -17,9 +17,25 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from harec_deploy.discover import VideoFile
-from harec_deploy.label.child import Plan
+from harec_deploy.errors import UsageError
+from harec_deploy.label.child import Plan, readable
 from harec_deploy.label.process import ChildProcess
 from harec_deploy.label.slots import BatchSlot, Decoded, OneSlot, Returned, Slot
+
+FILES, FILES_A_CHILD = 256, 4  # open at a time: of a run with its model, and for each child
+
+
+def allow_open_files(workers: int) -> None:
+    """See to it that this process may have as many files open as so many children need. Raises UsageError."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = FILES + FILES_A_CHILD * workers
+    if soft == resource.RLIM_INFINITY or needed <= soft:
+        return
+    if hard != resource.RLIM_INFINITY and needed > hard:
+        most = max((hard - FILES) // FILES_A_CHILD, 0)
+        told = f"{workers} decoding children need {needed} open files, and the system allows {hard}"
+        raise UsageError(f"{told}: raise that (ulimit -n), or use --workers {most}" if most else f"{told} (ulimit -n)")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def decode_ahead(
@@ -116,9 +132,10 @@ def _decode_all(
                 return
             # Half a second at most, to notice that the run was stopped.
             pause_s = min(0.5, max(min(slot.deadline for slot in busy) - time.monotonic(), 0.0))
-            ready, _, _ = select.select(busy, (), (), pause_s)
-            for slot in [s for s in busy if s in ready or s.deadline <= time.monotonic()]:
-                for outcome in slot.take(in_time=slot in ready):
+            ready = readable([slot.fileno() for slot in busy], pause_s)
+            heard = {slot for slot in busy if slot.fileno() in ready}
+            for slot in [s for s in busy if s in heard or s.deadline <= time.monotonic()]:
+                for outcome in slot.take(in_time=slot in heard):
                     if isinstance(outcome, Returned):
                         waiting.take_back(outcome)
                     else:

@@ -42,9 +42,12 @@ class _OpenVINOGraph:
     """
 
     def __init__(self, compiled: openvino.CompiledModel, rows: int | None) -> None:
-        self._requests = openvino.AsyncInferQueue(compiled)
+        self._compiled, self._rows = compiled, rows
+        self._begin()
+
+    def _begin(self) -> None:
+        self._requests = openvino.AsyncInferQueue(self._compiled)
         self._requests.set_callback(_keep)
-        self._rows = rows
 
     def __call__(self, batch: NDArray[Any]) -> NDArray[np.float32]:
         rows = min(self._rows or len(batch), -(-len(batch) // len(self._requests)))
@@ -55,6 +58,7 @@ class _OpenVINOGraph:
                 self._requests.start_async([part], (results, place), share_inputs=True)
             self._requests.wait_all()
         except RuntimeError as error:
+            self._begin()  # a request that was refused is never given back
             raise BundleError(f"OpenVINO cannot run the graph: {' '.join(str(error).split())}") from None
         return np.concatenate(results)
 
