@@ -16,17 +16,18 @@ Every file is named in bundle.json with its SHA-256 and is verified before anyth
 import hashlib
 import tokenize
 import zipfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import wraps
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from harec_deploy.errors import BundleError
-from harec_deploy.files import atomic_write, sha256
+from harec_deploy.files import atomic_write, locked, sha256
 from harec_deploy.onnxfile import has_external_data
 from harec_deploy.spec import SCHEMA, BundleSpec, FileRef
 
@@ -79,6 +80,10 @@ class Bundle:
         return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
 
 
+_Of = TypeVar("_Of", Path, Bundle)
+_Others = ParamSpec("_Others")
+_Result = TypeVar("_Result")
+
 # What a damaged or hostile .npz raises; TokenError comes from NumPy's reading of the array's header.
 _BAD_ARRAYS: tuple[type[Exception], ...] = (OSError, ValueError, LookupError, EOFError, RuntimeError, MemoryError)
 _BAD_ARRAYS += (TypeError, zipfile.BadZipFile, tokenize.TokenError)
@@ -100,6 +105,31 @@ def save(folder: Path, spec: BundleSpec) -> Bundle:
     with atomic_write(folder / SPEC_FILE) as stream:
         stream.write(msgspec.json.format(msgspec.json.encode(spec), indent=2) + b"\n")
     return Bundle(folder, spec)
+
+
+def alone(change: Callable[Concatenate[_Of, _Others], _Result]) -> Callable[Concatenate[_Of, _Others], _Result]:
+    """Let only one process at a time change a bundle, which is the first argument.
+
+    The function raises OutputLocked while another is at work, and BundleError where there is no bundle.
+    """
+
+    @wraps(change)
+    def locking(of: _Of, /, *arguments: _Others.args, **options: _Others.kwargs) -> _Result:
+        folder = _folder_of(of)
+        _read_spec(folder)  # where there is none, nothing is locked
+        with locked(folder / SPEC_FILE, "copy the bundle"):
+            return change(of, *arguments, **options)
+
+    return locking
+
+
+def _folder_of(of: "Path | Bundle") -> Path:
+    return of.folder if isinstance(of, Bundle) else of
+
+
+def reread(bundle: Bundle) -> Bundle:
+    """Return the bundle with bundle.json as it is now: another process may have added to it. Raises BundleError."""
+    return replace(bundle, spec=_read_spec(bundle.folder))
 
 
 def load(folder: Path) -> Bundle:

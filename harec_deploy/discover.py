@@ -7,6 +7,7 @@ inside it, so nothing outside of what was named is reached.
 import codecs
 import os
 import stat
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -78,8 +79,9 @@ def discover(
     but: Iterable[Path] = (),
     shard: Shard | None = None,
 ) -> Discovery:
-    """Find the videos of ``inputs``: files, folders (recursive), globs, ``@list.txt`` with a path a line.
+    """Find the videos of ``inputs``: files, folders (recursive), globs, ``@list.txt``.
 
+    A list has a path a line, or a zero behind each path, as ``find -print0`` writes it; "-" is one on standard input.
     A file that is named is always taken; in a folder only names with a video's suffix are, unless ``all_files``.
     A file that is reached twice by the same name counts once.
 
@@ -118,7 +120,9 @@ def discover(
 def _expand(inputs: Iterable[str], lists: tuple[str, ...] = ()) -> Iterator[str]:
     """Yield the paths that inputs stand for; ``lists`` are the files that they come from, one named in the other."""
     for text in inputs:
-        if text.startswith("@"):
+        if text == "-":
+            yield from _expand(_from_stdin(), lists)
+        elif text.startswith("@"):
             file = os.path.realpath(text[1:])
             if file in lists:
                 raise UsageError(f"{text}: the list names itself; expected a text file with a path a line")
@@ -147,11 +151,24 @@ def _absolute(pattern: str) -> list[str]:
 
 def _listed(path: Path) -> list[str]:
     try:
-        lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
+        return _paths(path.read_bytes())
     except OSError as error:
         raise UsageError(
             f"@{path}: cannot be read ({error.strerror}); expected a text file with a path a line"
         ) from None
+
+
+def _from_stdin() -> list[str]:
+    if sys.stdin is None or sys.stdin.isatty():
+        raise UsageError("- stands for a list on standard input, and there is none: find videos -type f | ... -")
+    return _paths(sys.stdin.buffer.read())
+
+
+def _paths(text: bytes) -> list[str]:
+    """Return the paths of a list: one a line, or with a zero behind each, as ``find -print0`` writes them."""
+    if b"\0" in text:
+        return [os.fsdecode(path) for path in text.split(b"\0") if path]
+    lines = text.removeprefix(codecs.BOM_UTF8).split(b"\n")
     return [os.fsdecode(line.rstrip(b"\r")) for line in lines if line.strip()]
 
 

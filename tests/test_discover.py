@@ -1,6 +1,7 @@
 """What a labelling run takes from folders, lists and globs, and what it passes over."""
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -60,6 +61,14 @@ def test_one_name_twice_is_one_video(tree: Path) -> None:
 def test_globs_and_lists(tree: Path) -> None:
     Path("list.txt").write_bytes(b"in/b.mp4\r\n\nother\nin/a/*.AVI\n")
     assert names("@list.txt") == ["in/a/c.AVI", "in/b.mp4", "other/d.webm"]
+    listed = b"in/b.mp4\0other/d.webm\0"
+    code = "from harec_deploy.discover import discover; print([video.name for video in discover(['-', 'in/a']).videos])"
+    done = subprocess.run([sys.executable, "-c", code], input=listed, capture_output=True, check=True)
+    assert done.stdout.decode() == "['in/a/c.AVI', 'in/b.mp4', 'other/d.webm']\n"
+    done = subprocess.run(
+        ["sh", "-c", f"{shlex.join([sys.executable, '-c', code])} <&-"], capture_output=True, check=False
+    )
+    assert b"UsageError: - stands for a list on standard input, and there is none" in done.stderr
     Path("windows.txt").write_bytes(b"\xef\xbb\xbfin/b.mp4\r\n")
     assert names("@windows.txt") == ["in/b.mp4"]
     assert names("in/**/*.mov") == ["in/folder.mp4/e.mov"]

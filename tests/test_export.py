@@ -10,12 +10,15 @@ import pytest
 import torch
 
 from harec_deploy.bundle import load
-from harec_deploy.errors import BundleError, ProofError, UsageError
-from harec_deploy.export import export
+from harec_deploy.errors import BundleError, OutputLocked, ProofError, UsageError
+from harec_deploy.export import export, export_weights
+from harec_deploy.export.decoders import store
 from harec_deploy.export.onnx import write_graphs
 from harec_deploy.export.verify import read_clips
+from harec_deploy.files import locked
 from harec_deploy.models import from_bundle
 from harec_deploy.runners import installed
+from harec_deploy.spec import WEIGHTS_VARIANT, DecoderProof
 from tests.conftest import write_bundle
 
 
@@ -126,3 +129,23 @@ def test_check_clips_hold_the_references_logits(exported: Path) -> None:
     clips, logits = check
     with torch.inference_mode():
         np.testing.assert_allclose(from_bundle(bundle)(torch.from_numpy(clips)).numpy(), logits, atol=1e-4)
+
+
+def test_what_another_process_adds_meanwhile_stays(bundle: Path, videos: Path) -> None:
+    export(bundle, [str(videos)])
+    read_before = load(bundle)
+    with locked(bundle / "bundle.json"):
+        with pytest.raises(OutputLocked, match=r"bundle\.json is written by pid \d+ .*: wait until"):
+            export(bundle)
+        with pytest.raises(OutputLocked):
+            export_weights(bundle)
+    export_weights(bundle, [str(videos)])
+    assert WEIGHTS_VARIANT in load(bundle).spec.variants
+    none = {"refused": 0, "mean_level_difference": 0.0, "max_level_difference": 0, "max_abs_dp": 0.0, "flipped": []}
+    proof = DecoderProof(
+        decoder="dali", decoder_version="2", device="cpu", clips=1, top1_agreement=1.0, passed=True, **none
+    )
+    store(read_before, proof)
+    spec = load(bundle).spec
+    assert spec.decoders == [proof]
+    assert WEIGHTS_VARIANT in spec.variants

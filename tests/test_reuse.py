@@ -181,7 +181,7 @@ class TestRun:
         how = "--variant onnx-fp32 --reuse-threshold 4 --window 4s --stride 1s"
         assert told.endswith(f"; harec-deploy verify {bundle} CLIPS {how} makes it")
         recognizer = harec_deploy.load(bundle, runner="openvino", precision="fp32")
-        store(recognizer, prove_reuse(recognizer, [str(still_video)], 4.0, windowing=HOW))
+        store(recognizer.bundle, prove_reuse(recognizer, [str(still_video)], 4.0, windowing=HOW))
         self.run(bundle, tmp_path, still_video, announce=said.append, reuse_threshold=4.0)
         assert said[2].endswith("take its features: proved up to 4 levels, 100.0% of 13 windows kept their label")
         shown = " ".join(CliRunner().invoke(app, ["inspect", str(bundle)]).output.split())
@@ -247,7 +247,7 @@ class TestProof:
         assert all(flip.wanted != flip.got for flip in proof.flips)
         assert 0 < proof.mean_abs_dp < proof.max_abs_dp
         with pytest.raises(ProofError, match=r"at least 99% are wanted; flipped: .* -> .*; nothing was stored"):
-            store(recognizer, proof)
+            store(recognizer.bundle, proof)
 
     def test_what_cannot_be_decoded_to_its_end_leaves_no_turns(
         self, exported: Path, still_video: Path, monkeypatch: pytest.MonkeyPatch
@@ -332,7 +332,7 @@ class TestCommand:
         proof = prove_reuse(recognizer, [str(fixed_camera)], 8.0)
         other = msgspec.structs.replace(proof, variant="onnx-int8")
         for each in (other, msgspec.structs.replace(proof, videos=9), proof):
-            store(harec_deploy.load(bundle, runner="openvino", precision="fp32"), each)
+            store(load(bundle), each)
         assert load(bundle).spec.reuse == [other, proof]
 
     @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The Lightning side of training: what a step is, how the learning rate moves, what is written down."""
 
 import csv
+import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from torch.utils.data import Dataset
 from torchmetrics import Metric
 
 from harec_deploy.errors import EXIT_FAILED, HarecError
+from harec_deploy.files import atomic_write
 from training.augment import UNCHANGED, Augmentation
 from training.features import PER_PART, Grid, Source
 from training.loading import derived_seed
@@ -317,10 +319,12 @@ class MetricsLog(Callback):
         facts["learning_rate"] = float(trainer.optimizers[0].param_groups[0]["lr"])
         facts["epoch"] = trainer.current_epoch + 1
         known = [row for row in read_metrics(self.path) if row["epoch"] < facts["epoch"]]
-        with self.path.open("w", newline="") as stream:
-            writer = csv.DictWriter(stream, METRICS, restval="", extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows([*known, facts])
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, METRICS, restval="", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows([*known, facts])
+        with atomic_write(self.path) as stream:
+            stream.write(text.getvalue().encode())
         self.report(int(facts["epoch"]), facts)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 from harec_deploy import machine
@@ -56,7 +57,7 @@ def rate(timing: Timing, count: float) -> Row:
 def times(first: Timing, other: Timing) -> Row:
     """Return how many times as fast as the first another is, from ratios within the rounds."""
     each = ratios(first, other)
-    return {"times_first": sorted(each)[len(each) // 2], "times_first_interval": median_interval(each)}
+    return {"times_first": median(each), "times_first_interval": median_interval(each)}
 
 
 def way_row(execution: Execution) -> Row:

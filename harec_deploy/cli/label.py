@@ -28,7 +28,9 @@ LINE_EVERY_S = 10.0  # where there is no terminal to draw a bar on
 
 
 def label(
-    inputs: Annotated[list[str], typer.Argument(help="Videos, folders, globs, @list.txt with a path a line.")],
+    inputs: Annotated[
+        list[str], typer.Argument(help="Videos, folders, globs, @list.txt with a path a line, - for stdin.")
+    ],
     bundle: Annotated[Path, typer.Option("--bundle", "-b", help="The exported model.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The journal, or a table written beside it.")] = Path(
         "labels.jsonl"

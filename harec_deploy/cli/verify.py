@@ -117,7 +117,7 @@ def _verify_reuse(
         f"{recognizer.execution} with frames reused at {threshold:g} levels beside without: {kept(proof)}; {moved}"
     )
     console.say(saved(proof))
-    store(recognizer, proof)
+    store(recognizer.bundle, proof)
     console.say(f"proved and stored: harec-deploy label --reuse-threshold may be up to {threshold:g} on such videos")
 
 

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from harec_deploy.bundle import CHECK_FILE, Bundle, file_ref, load, save
+from harec_deploy.bundle import CHECK_FILE, Bundle, alone, file_ref, load, save
 from harec_deploy.devices import resolve
 from harec_deploy.errors import BundleError, ProofError, UsageError
 from harec_deploy.export.verify import Check, ProofClips, failure, prove, read_clips, reference_logits
@@ -27,6 +27,7 @@ Progress = Callable[[str], None]
 CHECK_CLIPS = 2  # real clips that travel in the bundle, so that any machine can test itself
 
 
+@alone
 def export(
     folder: Path,
     clips: Sequence[str] = (),
@@ -163,6 +164,7 @@ def check_clips_of(bundle: Bundle) -> Check | None:
         return None  # a bundle whose clips were changed by hand gets new ones
 
 
+@alone
 def export_weights(
     folder: Path,
     clips: Sequence[str] = (),

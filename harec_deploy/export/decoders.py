@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from harec_deploy.bundle import Bundle, save
+from harec_deploy.bundle import Bundle, alone, reread, save
 from harec_deploy.decode import Decoder, Frames, Refused, choose
 from harec_deploy.discover import VideoFile
 from harec_deploy.errors import UsageError, VideoError
@@ -144,7 +144,9 @@ def failure_of(proof: DecoderProof) -> str | None:
     return f"decoder {proof.decoder} does not give the labels of {REFERENCE}: {kept}"
 
 
+@alone
 def store(bundle: Bundle, proof: DecoderProof) -> None:
     """Write the proof into the bundle, in the place of the decoder's old one on that kind of device."""
-    others = [each for each in bundle.spec.decoders if (each.decoder, each.device) != (proof.decoder, proof.device)]
-    save(bundle.folder, msgspec.structs.replace(bundle.spec, decoders=[*others, proof]))
+    spec = reread(bundle).spec
+    others = [each for each in spec.decoders if (each.decoder, each.device) != (proof.decoder, proof.device)]
+    save(bundle.folder, msgspec.structs.replace(spec, decoders=[*others, proof]))

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from harec_deploy.bundle import save
+from harec_deploy.bundle import Bundle, alone, reread, save
 from harec_deploy.decode import Frames, choose
 from harec_deploy.discover import VideoFile
 from harec_deploy.errors import ProofError, UsageError, VideoError
@@ -51,7 +51,8 @@ def prove_reuse(
     return measured.proof(len(videos))
 
 
-def store(recognizer: Recognizer, proof: ReuseProof) -> None:
+@alone
+def store(bundle: Bundle, proof: ReuseProof) -> None:
     """Keep the proof in the bundle, in the place of an older one of this variant and threshold; ``label`` tells of it.
 
     Raises:
@@ -59,10 +60,9 @@ def store(recognizer: Recognizer, proof: ReuseProof) -> None:
     """
     if not proof.passed:
         raise _failure(proof)
-    bundle = recognizer.bundle
-    of = (proof.variant, proof.threshold)
-    others = [each for each in bundle.spec.reuse if (each.variant, each.threshold) != of]
-    save(bundle.folder, msgspec.structs.replace(bundle.spec, reuse=[*others, proof]))
+    spec, of = reread(bundle).spec, (proof.variant, proof.threshold)
+    others = [each for each in spec.reuse if (each.variant, each.threshold) != of]
+    save(bundle.folder, msgspec.structs.replace(spec, reuse=[*others, proof]))
 
 
 def _failure(proof: ReuseProof) -> ProofError:

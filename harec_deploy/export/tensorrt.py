@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from harec_deploy.bundle import Bundle, file_ref, load, save
+from harec_deploy.bundle import Bundle, alone, file_ref, load, reread, save
 from harec_deploy.decode import Decoder
 from harec_deploy.devices import CudaDevice, cuda_device, resolve
 from harec_deploy.errors import BundleError, HarecError, MissingDependency, UsageError
@@ -39,6 +39,7 @@ Progress = Callable[[str], None]
 Bar = Callable[[float, str], None]  # the share of a build that is done, 0 to 1, and what is being done
 
 
+@alone
 def export_tensorrt(
     folder: Path,
     clips: Sequence[str] = (),
@@ -116,6 +117,7 @@ def export_tensorrt(
     return save(folder, spec if check else msgspec.structs.replace(spec, check=write_check(folder, real, logits)))
 
 
+@alone
 def rebuild(
     bundle: Bundle,
     variant: str,
@@ -135,7 +137,7 @@ def rebuild(
         BundleError: there are no check clips, or TensorRT refuses a graph.
         ProofError: the plans give other labels than the reference did; then the bundle is as it was.
     """
-    site = _site("rebuilding TensorRT plans", device)
+    site, bundle = _site("rebuilding TensorRT plans", device), reread(bundle)
     old = bundle.spec.variants.get(variant)
     if old is None or old.engine is None:
         there = ", ".join(name for name, each in bundle.spec.variants.items() if each.engine) or "none"

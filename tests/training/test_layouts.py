@@ -184,6 +184,7 @@ def test_kinetics(tmp_path: Path, one: dict[str, Path]) -> None:
     train = "abseiling,-abc,10,20,train,0\nzumba,def_,0,10,train,0\nzumba,gone,0,10,train,0\n"
     (tmp_path / "train.csv").write_text(header + train)
     (tmp_path / "validate.csv").write_text(header + 'abseiling,ghi,5,15,validate,0\n"zumba",jkl,7.0,17.0,validate,0\n')
+    (tmp_path / "x.csv").write_text(header + "zumba,def_,0,10,test,0\n")
     put(one, tmp_path / "train/abseiling/-abc_000010_000020.mp4", tmp_path / "train/zumba/def__000000_000010.mp4")
     put(one, tmp_path / "val/abseiling/ghi.mp4", tmp_path / "val/zumba/jkl_000007_000017.mp4")
     put(one, tmp_path / "val/zumba/extra.mp4")
@@ -198,6 +199,7 @@ def test_kinetics(tmp_path: Path, one: dict[str, Path]) -> None:
     assert {(s.path.relative_to(tmp_path).as_posix(), s.label): why for s, why in found.left_out} == {
         ("gone_000000_000010.mp4", "zumba"): "train.csv names it, and no such video is here",
         ("val/zumba/extra.mp4", ""): "no CSV file names it",
+        ("train/zumba/def__000000_000010.mp4", "zumba"): "x.csv names it again: the first line counts",
     }
     (tmp_path / "train.csv").write_text(header + "abseiling,-abc,ten,20,train,0\n")
     with pytest.raises(UsageError, match="-abc: time_start and time_end are 'ten' and '20'"):

@@ -209,25 +209,28 @@ def _kinetics_lists(root: Path) -> list[Path]:
 def _read_kinetics(root: Path, _: Path, __: int | None) -> tuple[list[Sample], LeftOut]:
     videos = [path.absolute() for path in sorted(root.rglob("*")) if is_video(path)]
     files = {path.stem: path for path in videos}
-    samples, left_out = [], []
+    samples, left_out = {}, []
     for table in _kinetics_lists(root):
         with table.open(encoding="utf-8", newline="") as stream:
             for row in csv.DictReader(stream):
                 name = _kinetics_name(row)
                 side = _KINETICS_SPLITS.get(row["split"].strip().lower(), "")
-                if path := files.get(name) or files.get(row["youtube_id"]):
-                    samples.append(Sample(path, row["label"], row["youtube_id"], side))
+                path = files.get(name) or files.get(row["youtube_id"])
+                if path and path in samples:
+                    twice = Sample(path, row["label"], row["youtube_id"], side)
+                    left_out.append((twice, f"{table.name} names it again: the first line counts"))
+                elif path:
+                    samples[path] = Sample(path, row["label"], row["youtube_id"], side)
                 else:
                     missing = Sample(root.absolute() / f"{name}.mp4", row["label"], row["youtube_id"], side)
                     left_out.append((missing, f"{table.name} names it, and no such video is here"))
-    if len({sample.label for sample in samples}) < 2:
+    if len({sample.label for sample in samples.values()}) < 2:
         raise UsageError(
             f"{root}: {len(samples)} of the {len(videos)} videos are in its CSV files; expected names such as "
             "<youtube_id>_000010_000020.mp4 of at least 2 classes"
         )
-    named = {sample.path for sample in samples}
-    left_out += [(Sample(path, ""), "no CSV file names it") for path in videos if path not in named]
-    return samples, left_out
+    left_out += [(Sample(path, ""), "no CSV file names it") for path in videos if path not in samples]
+    return list(samples.values()), left_out
 
 
 def _kinetics_name(row: dict[str, str]) -> str:
