@@ -1,6 +1,8 @@
 """The command line: quick to start, light to import, one line for a mistake."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 import time
@@ -187,3 +189,21 @@ print(repr(console.err.file.getvalue()), signals.exit_status)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert (done.stdout, done.stderr) == ("'epoch 6\\n' 130\n", "stopping\n")
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOMEM])
+def test_a_limit_of_the_system_is_one_line(number: int, capfd: pytest.CaptureFixture[str]) -> None:
+    app = typer.Typer()
+
+    @app.command()
+    def start() -> None:
+        raise OSError(number, os.strerror(number))
+
+    with pytest.raises(SystemExit) as ended:
+        run_app(app, [])
+    assert ended.value.code == 1
+    assert (
+        capfd.readouterr()
+        .err.strip()
+        .startswith(f"error [failed]: the system refuses more: {os.strerror(number)}: use fewer")
+    )

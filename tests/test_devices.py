@@ -4,7 +4,6 @@ import os
 import shutil
 import sys
 import threading
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from itertools import chain
@@ -203,34 +202,6 @@ def test_an_engine_has_a_decoder_at_least(folder: Path, exported: Path) -> None:
     summary = run(exported, "cpu,cpu", "out.jsonl", workers=1)
     assert summary.stages.workers == 2
     assert summary.todo == 0
-
-
-class TestOneEngine:
-    """Its decoding children start while it loads the bundle."""
-
-    asked = Load(bundle=b"", device="cpu", runner="openvino", precision="fp32")
-
-    def test_children_that_wait_get_the_videos_and_end(self, folder: Path, exported: Path) -> None:
-        before = children()
-        asked = msgspec.structs.replace(self.asked, bundle=os.fsencode(exported))
-        with closing(load_engines(asked, ("cpu",), 2, begin=9)) as engines:
-            early = children() - before
-            assert len(early) == 2
-            stream = engines.label(discover(["in"]).videos, Work(plan=make_plan(engines.loaded)))
-            done = [next(stream).result.status]
-            assert children() - before == early
-            done.extend(labelled.result.status for labelled in stream)
-        assert Counter(done) == {"ok": 7, "partial": 1, "failed": 2}
-        assert children() == before
-
-    def test_no_more_children_than_videos_and_none_that_stays(self, folder: Path, exported: Path) -> None:
-        before = children()
-        asked = msgspec.structs.replace(self.asked, bundle=os.fsencode(exported))
-        with closing(load_engines(asked, ("cpu",), 2, begin=1)):
-            assert len(children() - before) == 1
-        with pytest.raises(BundleError, match="nowhere is no bundle"):
-            load_engines(msgspec.structs.replace(asked, bundle=b"nowhere"), ("cpu",), 2, begin=2)
-        assert children() == before
 
 
 class TestEngines:

@@ -163,10 +163,15 @@ def _check_folder() -> None:
 
 
 _REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+_LIMITS = (errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE)
 
 
-def _refusal(error: OSError) -> FileSystemError:
-    """Return what a person is told of the file system's refusal. Raises the error itself where it is another one."""
+def _refusal(error: OSError) -> HarecError:
+    """Return what a person is told of the system's refusal. Raises the error itself where it is another one."""
+    if error.errno in _LIMITS:
+        return HarecError(
+            f"the system refuses more: {error.strerror}: use fewer --workers, or raise its limits (ulimit)"
+        )
     if error.errno not in _REFUSALS:
         raise error
     where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""

@@ -21,18 +21,7 @@ from numpy.typing import NDArray
 
 from harec_deploy.decode import BatchDecoder, Frames, Refused
 from harec_deploy.errors import VideoError
-from harec_deploy.label.child import (
-    Answer,
-    Beat,
-    Job,
-    Plan,
-    Setup,
-    give_up_rights,
-    readable,
-    receive,
-    receive_plan,
-    send,
-)
+from harec_deploy.label.child import Answer, Beat, Job, Plan, Setup, give_up_rights, readable, receive, send
 from harec_deploy.windows import Track
 
 GPU_FILES = 1024  # descriptors that a CUDA context may have open
@@ -42,16 +31,14 @@ GPU_FILE_BYTES = 64 << 20  # of a file that its driver may write
 def main() -> None:
     """Serve jobs until the parent closes the socket."""
     setup = msgspec.json.decode(sys.argv[1], type=Setup)
+    plan, batch = setup.plan, setup.plan.batch
+    assert batch is not None
+    if batch.device == "cpu":
+        give_up_rights(plan.limits, setup.parent)
+    else:  # CUDA reserves address space for all memory of all GPUs, so that cannot be limited
+        give_up_rights(plan.limits, setup.parent, GPU_FILE_BYTES, open_files=GPU_FILES, limit_memory=False)
+    module, _, attribute = batch.decoder.partition(":")
     with socket.socket(fileno=setup.socket_fd) as stream:
-        if (plan := receive_plan(stream)) is None:
-            return
-        batch = plan.batch
-        assert batch is not None
-        if batch.device == "cpu":
-            give_up_rights(plan.limits, setup.parent)
-        else:  # CUDA reserves address space for all memory of all GPUs, so that cannot be limited
-            give_up_rights(plan.limits, setup.parent, GPU_FILE_BYTES, open_files=GPU_FILES, limit_memory=False)
-        module, _, attribute = batch.decoder.partition(":")
         beat = partial(send, stream, Beat())
         decoder: BatchDecoder = getattr(import_module(module), attribute)(batch.device)
         beat()

@@ -28,7 +28,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from harec_deploy.decode import DECODERS, Decoder, Size, VideoInfo
+from harec_deploy.decode import Decoder, Size, VideoInfo
 from harec_deploy.discover import VideoFile
 from harec_deploy.errors import VideoError
 from harec_deploy.sampling import ClipSampling, Windowing
@@ -85,11 +85,12 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Setup(msgspec.Struct, frozen=True, kw_only=True):
-    """What a child is started with; its plan is the first message. memory_fd: the shared memory, of the plan's size."""
+    """What a child is started with. memory_fd: the shared memory, of plan.part_bytes."""
 
     socket_fd: int
     memory_fd: int
     parent: int
+    plan: Plan
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -174,12 +175,6 @@ def _exactly(stream: socket.socket, count: int) -> bytes | None:
     return bytes(data)
 
 
-def receive_plan(stream: socket.socket) -> Plan | None:
-    """Return the plan, which is the first message, or None when the parent is gone."""
-    data = receive(stream)
-    return None if data is None else msgspec.msgpack.decode(data, type=Plan)
-
-
 def readable(numbers: Iterable[int], seconds: float) -> set[int]:
     """Wait until one of these descriptors has something to read or is closed by the other side; return all that are."""
     poll = select.poll()  # select.select has no place for descriptors from 1024 on
@@ -191,16 +186,13 @@ def readable(numbers: Iterable[int], seconds: float) -> set[int]:
 def main() -> None:
     """Serve jobs until the parent closes the socket."""
     setup = msgspec.json.decode(sys.argv[1], type=Setup)
-    end_with(setup.parent)
-    import_module(DECODERS[PYAV].partition(":")[0])  # takes its time, and the plan may not be known yet
+    plan = setup.plan
+    give_up_rights(plan.limits, setup.parent)
+    module, _, attribute = plan.decoder.partition(":")
+    decoder: Decoder = getattr(import_module(module), attribute)()
+    memory = np.frombuffer(mmap.mmap(setup.memory_fd, plan.part_bytes), dtype=np.uint8)
+    gc.freeze()  # what was imported stays, and need not be looked through
     with socket.socket(fileno=setup.socket_fd) as stream:
-        if (plan := receive_plan(stream)) is None:
-            return
-        give_up_rights(plan.limits, setup.parent)
-        module, _, attribute = plan.decoder.partition(":")
-        decoder: Decoder = getattr(import_module(module), attribute)()
-        memory = np.frombuffer(mmap.mmap(setup.memory_fd, plan.part_bytes), dtype=np.uint8)
-        gc.freeze()  # what was imported stays, and need not be looked through
         for number in count(1):
             if (data := receive(stream)) is None:
                 return

@@ -9,7 +9,6 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing
 from dataclasses import replace
 
 import msgspec
@@ -21,7 +20,6 @@ from harec_deploy.errors import BundleError, EngineError, VideoError
 from harec_deploy.label.engine import Labelled, Stages
 from harec_deploy.label.engine_messages import Done, Drained, FromEngine, Load, Loaded, Stop, Taken, Work
 from harec_deploy.label.engine_process import Process, heard
-from harec_deploy.label.process import ChildProcess
 from harec_deploy.label.workers import decode_ahead
 from harec_deploy.loading import load
 from harec_deploy.recognizer import Recognizer, VideoResult
@@ -32,8 +30,8 @@ AHEAD = 4  # videos that lie ready in a process, so that it need not wait for th
 class Here:
     """The engine of a run on one device: in this process."""
 
-    def __init__(self, recognizer: Recognizer, workers: int, children: list[ChildProcess]) -> None:
-        self._recognizer, self._children = recognizer, children
+    def __init__(self, recognizer: Recognizer, workers: int) -> None:
+        self._recognizer = recognizer
         self.loaded = Loaded.of(recognizer)
         self.execution = str(recognizer.execution)
         self.stages = Stages(workers)
@@ -41,13 +39,10 @@ class Here:
     def label(self, videos: Iterable[VideoFile], work: Work, stop: threading.Event | None = None) -> Iterator[Labelled]:
         """Label videos and yield each as it is done; ``stop`` ends it in good order."""
         engine = work.engine(self._recognizer, self.stages)
-        children, self._children = self._children, []
-        return engine.label(decode_ahead(videos, work.plan, self.stages.workers, stop, children))
+        return engine.label(decode_ahead(videos, work.plan, self.stages.workers, stop))
 
     def close(self) -> None:
-        """End the decoding children that were started and have got nothing to do."""
-        for child in self._children:
-            child.close()
+        """Nothing is left behind."""
 
 
 class Engines:
@@ -178,16 +173,11 @@ class Engines:
 
 
 def load_engines(
-    asked: Load,
-    devices: Sequence[str],
-    workers: int,
-    announce: Callable[[str], None] = lambda text: None,
-    begin: int = 0,
+    asked: Load, devices: Sequence[str], workers: int, announce: Callable[[str], None] = lambda text: None
 ) -> Here | Engines:
     """Load a bundle on one device in this process, or on several in a process each.
 
-    devices: as ``devices.engine_devices`` gives them. workers: decoding children in all. begin: how many of them to
-    start while the bundle is loaded in this process.
+    devices: as ``devices.engine_devices`` gives them. workers: decoding children in all.
 
     Raises:
         HarecError: what ``loading.load`` raises; EngineError where a process died.
@@ -196,13 +186,8 @@ def load_engines(
         return Engines(asked, devices, workers, announce)
     (device,) = devices
     bundle = os.fsdecode(asked.bundle)
-    with ExitStack() as undo:
-        children = [undo.enter_context(closing(ChildProcess("child"))) for _ in range(min(begin, workers))]
-        for child in children:
-            child.spawn()
-        recognizer = load(bundle, device=device, runner=asked.runner, precision=asked.precision, variant=asked.variant)
-        undo.pop_all()
-    return Here(recognizer, workers, children)
+    recognizer = load(bundle, device=device, runner=asked.runner, precision=asked.precision, variant=asked.variant)
+    return Here(recognizer, workers)
 
 
 def _on(device: str, work: Work) -> Work:

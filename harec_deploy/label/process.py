@@ -1,7 +1,6 @@
 """A decoding child seen from the parent: a process, a socket, shared memory and a pipe for its last words.
 
-All of it can be lost at any moment, and is replaced when it is needed again. A child can be started before its plan is
-known: what it imports takes some 0.2 s, in which the model is loaded.
+All of it can be lost at any moment, and is replaced when it is needed again.
 """
 
 import contextlib
@@ -20,17 +19,14 @@ PATIENCE_S = 5.0  # for the rest of a message that has begun
 
 
 class ChildProcess:
-    """A place for one child, which runs ``main`` of a module in this folder and shares memory with this process.
+    """A place for one child, which runs ``main`` of a module in this folder and shares ``memory_bytes`` with us."""
 
-    memory: what is shared, once there is a plan.
-    """
-
-    memory: mmap.mmap
-
-    def __init__(self, module: str) -> None:
+    def __init__(self, module: str, plan: Plan, memory_bytes: int) -> None:
+        self.plan = plan
         self._module = module
-        self._plan: Plan | None = None
         self._memory_fd = os.memfd_create("frames")
+        os.truncate(self._memory_fd, memory_bytes)
+        self.memory = mmap.mmap(self._memory_fd, memory_bytes)
         self._words = -1  # the reading end of a pipe for what a dying child says
         self._child: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
@@ -56,24 +52,13 @@ class ChildProcess:
         assert self._socket is not None
         return receive(self._socket)
 
-    def equip(self, plan: Plan, memory_bytes: int) -> None:
-        """Say, once, what the child is to do and how much memory it shares; one that waits for that is told."""
-        self._plan = plan
-        os.truncate(self._memory_fd, memory_bytes)
-        self.memory = mmap.mmap(self._memory_fd, memory_bytes)
-        if self.there:
-            self.send(plan)
-
     def start(self) -> None:
         """Start a child where there is none, and forget what it said so far."""
-        assert self._plan is not None
-        if not self.there:
-            self.spawn()
-            self.send(self._plan)
+        if self._child is None:
+            self._spawn()
         self._said()
 
-    def spawn(self) -> None:
-        """Start a child, which imports what it needs and waits for its plan."""
+    def _spawn(self) -> None:
         ours, theirs = socket.socketpair()
         # A child may not write to files, and may not wait for anybody who reads.
         self._words, words = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -81,6 +66,7 @@ class ChildProcess:
             socket_fd=theirs.fileno(),
             memory_fd=self._memory_fd,
             parent=os.getpid(),
+            plan=self.plan,
         )
         with theirs:
             self._child = subprocess.Popen(
@@ -141,6 +127,5 @@ class ChildProcess:
     def close(self) -> None:
         """End the child and give back the memory."""
         self.end()
-        if self._plan:
-            self.memory.close()
+        self.memory.close()
         os.close(self._memory_fd)

@@ -52,9 +52,8 @@ def label(bundle: Path, inputs: Sequence[str], options: Options) -> Summary:
     found = _discover(inputs, options)
     begun = None if options.restart else read_header(options.journal)
     decoders = choose_decoders(options.decoder, options.device, begun.decoder if begun else None)
-    ones = 0 if decoders.name == "dali" else len(found.videos)  # that are decoded one at a time, at most
     with ExitStack() as held:
-        engines = held.enter_context(closing(_load(bundle, options, begun, ones)))
+        engines = held.enter_context(closing(_load(bundle, options, begun)))
         stages, header = engines.stages, make_header(engines.loaded, options, decoders.name)
         plan = make_plan(engines.loaded, header.windows, options.limits, decoders)
         stages.plan(plan)
@@ -120,7 +119,7 @@ def _told(found: Discovery, header: Header) -> str:
     return f"{told} of {len(found.videos) + found.elsewhere}, shard {header.shard}" if header.shard else told
 
 
-def _load(bundle: Path, options: Options, begun: Header | None, begin: int) -> Here | Engines:
+def _load(bundle: Path, options: Options, begun: Header | None) -> Here | Engines:
     runner, precision, variant = options.runner, options.precision, options.variant
     if begun and runner == "auto":
         runner = begun.runner
@@ -138,7 +137,7 @@ def _load(bundle: Path, options: Options, begun: Header | None, begin: int) -> H
         precision=precision,
         variant=variant,
     )
-    engines = load_engines(asked, devices, options.workers or cores(), options.announce, begin=begin)
+    engines = load_engines(asked, devices, options.workers or cores(), options.announce)
     try:
         if options.features and not engines.loaded.framewise:
             raise UsageError("--features: this model takes whole clips and has no features of frames")

@@ -74,13 +74,11 @@ class OneSlot:
     single = True
     given_up = False
 
-    def __init__(self, plan: Plan, process: ChildProcess | None = None) -> None:
-        """Take over a ``process`` of child.py that was started before there was a plan, or have one of its own."""
+    def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.deadline = 0.0
         self._video: VideoFile | None = None
-        self._process = process or ChildProcess("child")
-        self._process.equip(plan, plan.part_bytes)
+        self._process = ChildProcess("child", plan, plan.part_bytes)
 
     @property
     def room(self) -> int:
@@ -162,8 +160,7 @@ class BatchSlot:
         self._again: deque[VideoFile] = deque()
         self._alone = False  # the one inside is tried again and must stay alone
         self._losses = 0
-        self._process = ChildProcess("batch")
-        self._process.equip(plan, plan.part_bytes * self.batch.places)
+        self._process = ChildProcess("batch", plan, plan.part_bytes * self.batch.places)
 
     @property
     def room(self) -> int:

@@ -13,13 +13,12 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 from harec_deploy.discover import VideoFile
 from harec_deploy.errors import UsageError
 from harec_deploy.label.child import Plan, readable
-from harec_deploy.label.process import ChildProcess
 from harec_deploy.label.slots import BatchSlot, Decoded, OneSlot, Returned, Slot
 
 FILES, FILES_A_CHILD = 256, 4  # open at a time: of a run with its model, and for each child
@@ -39,19 +38,14 @@ def allow_open_files(workers: int) -> None:
 
 
 def decode_ahead(
-    videos: Iterable[VideoFile],
-    plan: Plan,
-    workers: int,
-    stop: threading.Event | None = None,
-    children: Sequence[ChildProcess] = (),
+    videos: Iterable[VideoFile], plan: Plan, workers: int, stop: threading.Event | None = None
 ) -> Iterator[Decoded]:
     """Decode videos in ``workers`` children and yield each as it is done, long ones part by part.
 
     With ``plan.batch`` its children pull from the same queue; a video that they refuse, or that they are lost with,
     goes to the others. A video whose child of one crashes, runs out of memory or takes longer than the limit is tried
     once; its error has the code decoder_crashed, out_of_memory or timeout. Setting ``stop`` ends the children and then,
-    when what is decoded was taken, the generator; closing the generator ends both at once. ``children`` are those of
-    the workers that were started before, and end with the others.
+    when what is decoded was taken, the generator; closing the generator ends both at once.
     """
     done: queue.Queue[Decoded | BaseException | None] = queue.Queue(maxsize=2 * workers)
     closed = threading.Event()
@@ -61,7 +55,7 @@ def decode_ahead(
 
     def pump() -> None:
         try:
-            for decoded in _decode_all(videos, plan, workers, stopped, children):
+            for decoded in _decode_all(videos, plan, workers, stopped):
                 done.put(decoded)
             done.put(None)
         except BaseException as error:  # noqa: BLE001 - raised where results are taken
@@ -114,16 +108,11 @@ class _Queue:
 
 
 def _decode_all(
-    videos: Iterable[VideoFile],
-    plan: Plan,
-    workers: int,
-    stopped: Callable[[], bool],
-    children: Sequence[ChildProcess],
+    videos: Iterable[VideoFile], plan: Plan, workers: int, stopped: Callable[[], bool]
 ) -> Iterator[Decoded]:
     waiting = _Queue(videos, plan)
     batches = [BatchSlot(plan) for _ in range(plan.batch.children)] if plan.batch else []
-    own = [*children, *[None] * (workers - len(children))]
-    slots: list[Slot] = [*batches, *(OneSlot(plan, child) for child in own)]
+    slots: list[Slot] = [*batches, *(OneSlot(plan) for _ in range(workers))]
     try:
         while not stopped():
             yield from _fill(slots, waiting)
