@@ -43,7 +43,7 @@ class TestOutputs:
         ("out", "status", "message"),
         [
             ("nowhere/o.jsonl", 2, "--out nowhere/o.jsonl: there is no folder nowhere"),
-            ("folder.jsonl", 1, "folder.jsonl is no journal of harec-deploy: nothing was written"),
+            ("folder.jsonl", 1, "folder.jsonl is no regular file: a journal is read again"),
             ("/proc/o.jsonl", 1, "/proc/o.jsonl cannot be locked"),
             ("notes.jsonl", 1, "notes.jsonl is no journal of harec-deploy: nothing was written"),
         ],
