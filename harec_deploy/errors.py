@@ -47,7 +47,7 @@ VIDEO_ERRORS = {
 }
 
 
-def _again(kind: type["HarecError"], message: str, facts: dict[str, Any]) -> "HarecError":
+def again(kind: type["HarecError"], message: str, facts: dict[str, Any]) -> "HarecError":
     """Return an error as it was; its ``__init__`` may take other things than the message."""
     error = kind.__new__(kind, message)
     error.__dict__.update(facts)
@@ -61,7 +61,7 @@ class HarecError(Exception):
     exit_status: ClassVar[int] = EXIT_FAILED
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _again, (type(self), str(self), self.__dict__)  # for pickle and copy
+        return again, (type(self), str(self), self.__dict__)  # for pickle and copy
 
 
 class UsageError(HarecError):

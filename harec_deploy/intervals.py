@@ -79,6 +79,7 @@ def ratio_interval(over: Sequence[float], under: Sequence[float]) -> tuple[float
 def bootstrap(values: Sequence[float], groups: Sequence[str], seed: int = 0) -> tuple[float, float] | None:
     """Return the 95 % interval of the mean of values by bootstrap over groups, or None of fewer than 6 groups.
 
+    groups: that of each value, by name.
     Values of one group are alike, so groups are drawn, not values (Efron 1979). The percentiles are those further out
     that make up for groups being few (Hesterberg 2015, https://arxiv.org/abs/1411.5279, section 4.4).
     """

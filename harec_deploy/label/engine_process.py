@@ -170,4 +170,4 @@ def _raised(code: str, message: str) -> HarecError:
     """Return the error of a process as one of this process."""
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, HarecError)]
     kind = next((kind for kind in kinds if kind.code == code), EngineError)
-    return kind.__new__(kind, message)  # an __init__ may take other things than the words
+    return errors.again(kind, message, {})

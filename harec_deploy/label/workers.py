@@ -33,7 +33,7 @@ def allow_open_files(workers: int) -> None:
     if hard != resource.RLIM_INFINITY and needed > hard:
         most = max((hard - FILES) // FILES_A_CHILD, 0)
         told = f"{workers} decoding children need {needed} open files, and the system allows {hard}"
-        raise UsageError(f"{told}: raise that (ulimit -n), or use --workers {most}" if most else f"{told} (ulimit -n)")
+        raise UsageError(f"{told}: raise that (ulimit -n)" + (f", or use --workers {most}" if most else ""))
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 

@@ -41,6 +41,18 @@ def small(**changes: object) -> Recipe:
     return replace(recipe, **changes)  # type: ignore[arg-type]
 
 
+def frozen(encoder_weights: Path) -> Recipe:
+    return recipe_for(
+        "mobilenet_v2_lstm",
+        sampling={"frames": 2},
+        size={"width": 64, "height": 64},
+        head={"hidden": 8},
+        optimisation={"epochs": 2},
+        encoder_weights=str(encoder_weights),
+        freeze_encoder=True,
+    )
+
+
 def report(epoch: Callable[[int], None] = lambda number: None) -> Report:
     return Report(
         say=lambda text: None, step=lambda done, total: None, epoch=lambda number, total, facts: epoch(number)
@@ -192,15 +204,7 @@ def test_a_checkpoint_of_another_recipe_or_manifest_is_refused(
 
 def test_a_run_goes_on_with_the_encoder_that_it_began_with(samples: list[Sample], tmp_path: Path, cache: Path) -> None:
     file = tmp_path / "w.pth"
-    recipe = recipe_for(
-        "mobilenet_v2_lstm",
-        sampling={"frames": 2},
-        size={"width": 64, "height": 64},
-        head={"hidden": 8},
-        optimisation={"epochs": 2},
-        encoder_weights=str(file),
-        freeze_encoder=True,
-    )
+    recipe = frozen(file)
     torch.save(torchvision.models.get_model("mobilenet_v2", weights=None).state_dict(), file)
     with pytest.raises(KeyboardInterrupt), StepsLeft(1):
         fit(samples, recipe, tmp_path / "run", report(), cache=cache)
@@ -246,15 +250,7 @@ def test_a_frozen_encoder_keeps_its_weights(samples: list[Sample], tmp_path: Pat
     torch.manual_seed(0)
     state = torchvision.models.get_model("mobilenet_v2", weights=None).state_dict()
     torch.save(state, tmp_path / "w.pth")
-    recipe = recipe_for(
-        "mobilenet_v2_lstm",
-        sampling={"frames": 2},
-        size={"width": 64, "height": 64},
-        head={"hidden": 8},
-        optimisation={"epochs": 2},
-        encoder_weights=str(tmp_path / "w.pth"),
-        freeze_encoder=True,
-    )
+    recipe = frozen(tmp_path / "w.pth")
     fit(samples, recipe, tmp_path / "run", report(), cache=cache)
     trained = weights(tmp_path / "run")
     np.testing.assert_array_equal(trained["encoder.backbone.trunk.0.0.weight"], state["features.0.0.weight"].numpy())
