@@ -34,8 +34,14 @@ def write_page(evaluation: Evaluation, title: str, folder: Path) -> None:
     write(folder / "evaluation.html", page(title, parts))
 
 
+def _by_group(evaluation: Evaluation) -> tuple[float, float] | None:
+    """Return the interval over groups, None where they are too few, or all alike: then drawing them tells nothing."""
+    interval = evaluation.interval()
+    return interval if interval and interval[0] < interval[1] else None
+
+
 def _tiles(evaluation: Evaluation) -> str:
-    low, high = evaluation.interval() or evaluation.wilson()
+    low, high = _by_group(evaluation) or evaluation.wilson()
     after, before, top_5 = evaluation.reliability(), evaluation.reliability(calibrated=False), evaluation.top_5
     at_1 = f"; {before.ece:.1%} at temperature 1" if before else ""
     told = {
@@ -68,7 +74,8 @@ def _groups(evaluation: Evaluation) -> str:
     if not groups:
         return ""
     note = "The worst first; the interval of the accuracy comes from "
-    note += f"drawing the {len(groups)} groups anew." if evaluation.interval() else "videos: groups are too few."
+    drawn = f"drawing the {len(groups)} groups anew."
+    note += drawn if _by_group(evaluation) else "videos: groups are too few, or all alike."
     rows = [
         (text(group.name), bar(group.correct / group.count), f"{group.correct} of {group.count}")
         for group in groups[:MAX_GROUPS]

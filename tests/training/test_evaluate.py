@@ -317,6 +317,14 @@ class TestPictures:
         assert page.count("data:image/png") == 1
         assert "<figure>vanished" in page or "<figure>unreadable" in page
 
+    def test_the_page_is_not_sure_of_what_is_all_right(self, tmp_path: Path) -> None:
+        """Of groups that are all right, each draw of them is; Wilson's interval knows that there may be others."""
+        right = [Prediction(tmp_path / f"{n}.mp4", "ab"[n % 2], "ab"[n % 2], 0.9, group=str(n)) for n in range(48)]
+        write_page(summed_up(["a", "b"], right), "all", tmp_path)
+        page = (tmp_path / "evaluation.html").read_text()
+        assert "accuracy, 95 % between 92.6% and 100.0%" in page
+        assert "comes from videos: groups are too few, or all alike." in page
+
     def test_a_sheet_shows_mistakes_first_and_is_spread_over_the_rest(self, tmp_path: Path) -> None:
         made = make_video(tmp_path / "v.mp4", frames=5)
         many = [Prediction(made, "a", "a", 1.0)] * 50 + [Prediction(made, "a", "b", 1.0)] * 3
