@@ -316,7 +316,6 @@ def is_alive(process: int) -> bool:
         return False
 
 
-@pytest.mark.usefixtures("faulty")
 def test_a_run_that_was_stopped_starts_nothing_and_tells_no_faults(tmp_path: Path) -> None:
     make_video(tmp_path / "a.mp4", frames=10)
     (tmp_path / "out").mkdir()
@@ -339,6 +338,7 @@ def test_a_copy_that_is_older_than_the_journal_is_made_again(tmp_path: Path) -> 
         assert (copy.read_bytes() == b"there") == (not done)
 
 
+@pytest.mark.usefixtures("faulty")
 def test_an_interrupt_ends_the_children_and_leaves_no_file(tmp_path: Path) -> None:
     (tmp_path / "hang.mp4").write_text("HANG")
     make_video(tmp_path / "good.mp4", frames=10)
